@@ -1,0 +1,148 @@
+"""Saving a strength model as two small files that need no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import pyro.distributions
+import torch
+from safetensors.torch import load_file, save_file
+
+from pluralpref._version import __version__
+from pluralpref.errors import ConfigError, DataError
+
+WEIGHTS_NAME = "strength.safetensors"
+CONFIG_NAME = "strength.json"
+
+# Families that from_pretrained can build from their name alone; filled by `register_family`.
+_FAMILIES: dict[str, type] = {}
+
+
+def describe_arguments(prior: torch.distributions.Distribution) -> str:
+    """A distribution as a person would write it, ``LogNormal(loc=0, scale=1)``."""
+    try:
+        spec = _encode("prior", prior)
+    except ConfigError:  # not one of the distributions that can be written as a line
+        return repr(prior)
+    values = ", ".join(f"{name}={value:.4g}" for name, value in spec["arguments"].items())
+    return f"{spec['distribution']}({values})"
+
+
+class PretrainedStrength(torch.nn.Module):
+    """``save_pretrained`` and ``from_pretrained`` for strength models, named and used as in transformers."""
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``strength.safetensors`` (parameters) and ``strength.json`` (class and constructor arguments).
+
+        Each file is written aside and renamed, so that a reader never sees half of one.
+
+        :param directory: created if needed.
+        :raises ConfigError: if a constructor argument can't be written as JSON.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        args, kwargs = self._arguments  # type: ignore[attr-defined]
+        config = {
+            "class": type(self).__name__,
+            "args": [_encode(f"argument {i}", value) for i, value in enumerate(args)],
+            "kwargs": {name: _encode(name, value) for name, value in kwargs.items()},
+            "pluralpref_version": __version__,
+        }
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        partial = folder / (WEIGHTS_NAME + ".partial")
+        save_file(state, partial)
+        os.replace(partial, folder / WEIGHTS_NAME)
+        partial = folder / (CONFIG_NAME + ".partial")
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(partial, folder / CONFIG_NAME)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> Self:
+        """Build the model that :meth:`save_pretrained` wrote.
+
+        Called on :class:`~pluralpref.models.StrengthModel` it finds built-in families by name; a family of your
+        own is loaded through its own class (``WeibullStrength.from_pretrained(...)``), since no code is imported
+        on the word of a file.
+
+        :raises DataError: if the folder holds no saved strength model, or a damaged one.
+        :raises ConfigError: if the saved class is neither built in nor ``cls``.
+        """
+        folder = Path(directory)
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text())
+        except FileNotFoundError:
+            raise DataError(f"{folder} holds no {CONFIG_NAME}: not a saved strength model") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{folder / CONFIG_NAME} is damaged: {error}") from None
+        name = config["class"]
+        family = cls if cls.__name__ == name else _FAMILIES.get(name)
+        if family is None or not issubclass(family, cls):
+            raise ConfigError(
+                f"{folder} holds a {name}, which is not "
+                + (f"a {cls.__name__}" if name in _FAMILIES else "built in")
+                + f": load it with {name}.from_pretrained(...)"
+            )
+        args = [_decode(value) for value in config["args"]]
+        model = family(*args, **{key: _decode(value) for key, value in config["kwargs"].items()})
+        model.load_strength(folder)
+        return model
+
+    def load_strength(self, directory: str | os.PathLike[str]) -> None:
+        """Load parameters saved by :meth:`save_pretrained` into this model.
+
+        :raises DataError: if the file is missing, damaged, or of a model with other parameters.
+        """
+        path = Path(directory) / WEIGHTS_NAME
+        try:
+            state = load_file(path)
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: not a saved strength model") from None
+        except Exception as error:  # safetensors has an exception of its own for each kind of damage
+            raise DataError(f"{path} can't be read: {error}") from None
+        expected = self.state_dict()
+        if set(state) != set(expected) or any(state[k].shape != expected[k].shape for k in state):
+            raise DataError(
+                f"{path} holds {sorted(state)} but {type(self).__name__} needs {sorted(expected)}: "
+                "it was saved by another family or parameterisation"
+            )
+        self.load_state_dict(state)
+
+
+def register_family(family: type) -> type:
+    """Let ``StrengthModel.from_pretrained`` find ``family`` by its class name (a decorator)."""
+    _FAMILIES[family.__name__] = family
+    return family
+
+
+def _encode(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [_encode(name, item) for item in value]
+    if isinstance(value, torch.distributions.Distribution):
+        arguments = {key: getattr(value, key) for key in value.arg_constraints if hasattr(value, key)}
+        if arguments and all(torch.as_tensor(v).numel() == 1 for v in arguments.values()):
+            return {
+                "distribution": type(value).__name__,
+                "arguments": {key: float(torch.as_tensor(v)) for key, v in arguments.items()},
+            }
+    raise ConfigError(
+        f"{name}={value!r} can't be saved as JSON: construct the strength model from numbers, strings, "
+        "or scalar Pyro distributions"
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if isinstance(value, dict):
+        family = getattr(pyro.distributions, value["distribution"], None)
+        if not (isinstance(family, type) and issubclass(family, torch.distributions.Distribution)):
+            raise DataError(f"{value['distribution']!r} is no Pyro distribution")
+        return family(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})
+    return value

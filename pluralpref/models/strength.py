@@ -1,0 +1,255 @@
+"""The base class of every model of preference strength."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Distribution, HalfNormal, LogNormal, Normal, constraints
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import Tensor
+from torch.distributions import transform_to
+from torch.distributions.utils import broadcast_all
+
+from pluralpref.errors import ConfigError, UnsupportedError
+from pluralpref.models.quantiles import quantile
+from pluralpref.models.serialization import PretrainedStrength, describe_arguments
+
+#: Standard deviation of the default prior of log(mean of beta): a factor of seven up or down is one deviation.
+PRIOR_LOG_MEAN_SCALE = 2.0
+#: Scale of the default half-normal prior of the coefficient of variation of beta.
+PRIOR_CV_SCALE = 1.5
+
+
+class StrengthModel(PretrainedStrength, PyroModule):
+    r"""A Pyro model of preference strength: the distribution of :math:`\beta` in a population of annotators.
+
+    The choice model is :math:`P(y_w \succ y_l \mid \beta) = \sigma(\beta h)` with the beta-free margin :math:`h`
+    in nats, so :math:`\beta` is one divided by nats (dimensionless). Subclasses define ``forward(context)``,
+    which returns the distribution of :math:`\beta`, and hold their global parameters as
+    :class:`~pyro.nn.PyroParam` (learned) or :class:`~pyro.nn.PyroSample` (given a prior)::
+
+        class WeibullStrength(StrengthModel):
+            def __init__(self, concentration=2.0, scale=0.1):
+                super().__init__()
+                self.concentration = PyroParam(torch.tensor(concentration), constraints.positive)
+                self.scale = PyroParam(torch.tensor(scale), constraints.positive)
+
+            def forward(self, context=None):
+                return dist.Weibull(self.scale, self.concentration)
+
+    Learned parameters stay in the module, never in Pyro's global parameter store, so two models side by side
+    don't share values.
+
+    References
+    [1] MixDPO: mixed logit DPO, arXiv:2601.06180.
+    [2] K. Train, *Discrete Choice Methods with Simulation*, 2nd ed., 2009, chapter 6 (mixed logit).
+    """
+
+    # The arguments of construction, recorded so that a saved model can be built again.
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _pyro_params: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> StrengthModel:
+        """Record the arguments of construction."""
+        self = super().__new__(cls)
+        self.__dict__["_arguments"] = (args, kwargs)
+        return self
+
+    def __init__(self, name: str = "") -> None:
+        # Pyro decides at construction where a module's parameters live.
+        with pyro.settings.context(module_local_params=True):
+            super().__init__(name)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._arguments
+
+    def __call__(self, context: Any = None) -> Distribution:
+        """Run :meth:`forward` with the module's own parameters, whatever Pyro's global store holds."""
+        with pyro.settings.context(module_local_params=True):
+            return super().__call__(context)
+
+    def forward(self, context: Any = None) -> Distribution:
+        r"""The distribution of :math:`\beta`.
+
+        :param context: ``None``, or whatever per-pair information the family uses (covariates, group indices).
+        :returns: a distribution with batch shape ``()`` or ``(pairs,)``, event shape ``()``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward(context=None)")
+
+    # -- the law as it stands ------------------------------------------------------------------------------------
+
+    def law(self, context: Any = None, parameters: Mapping[str, Tensor] | None = None) -> Distribution:
+        r"""The distribution of :math:`\beta` now, outside of any Pyro trace.
+
+        Differentiable in the learned parameters. Parameters that have a prior take the value in ``parameters``,
+        else the mean of their prior; ``parameters`` may carry leading dimensions of draws.
+
+        :param context: passed to :meth:`forward`.
+        :param parameters: values for parameters that have a prior, by name.
+        :raises ConfigError: if ``parameters`` names something that has no prior.
+        """
+        given = dict(parameters or {})
+        priors = self.priors()
+        unknown = sorted(set(given) - set(priors))
+        if unknown:
+            raise ConfigError(
+                f"{type(self).__name__}.law: {', '.join(unknown)} is no parameter with a prior; "
+                f"those are: {', '.join(priors) or 'none'}"
+            )
+        values = {self._site(name): given.get(name, prior.mean) for name, prior in priors.items()}
+        with poutine.block():
+            return poutine.condition(self, data=values)(context)
+
+    def _site(self, name: str) -> str:
+        return f"{self._pyro_name}.{name}" if self._pyro_name else name
+
+    @property
+    def mean(self) -> Tensor:
+        r""":math:`E[\beta]` of the law as it stands, detached."""
+        return self.law().mean.detach()
+
+    @property
+    def std(self) -> Tensor:
+        r"""The standard deviation of :math:`\beta` of the law as it stands, detached."""
+        return self.law().stddev.detach()
+
+    @property
+    def cv(self) -> Tensor:
+        r"""The coefficient of variation :math:`\mathrm{sd}(\beta)/E[\beta]`, detached.
+
+        A free policy fixes :math:`\beta` up to scale only (:math:`(\beta, h) \to (c\beta, h/c)` leaves every
+        probability as it is), so the cv is the measure of heterogeneity that can be compared between runs.
+        """
+        return self.std / self.mean
+
+    def quantile(self, q: float | Tensor) -> Tensor:
+        r"""The quantile(s) of :math:`\beta` at level(s) ``q``, detached.
+
+        :param q: level(s) in (0, 1).
+        :raises ConfigError: if a level is outside (0, 1).
+        """
+        return quantile(self.law(), q)
+
+    # -- global parameters ---------------------------------------------------------------------------------------
+
+    def parameter_names(self) -> list[str]:
+        """Names of the global parameters, learned ones first, then those with a prior."""
+        return [*self.learned(), *self.priors()]
+
+    def learned(self) -> dict[str, Tensor]:
+        """The learned global parameters by name, as constrained values (still attached to the graph)."""
+        named = {name: getattr(self, name) for name in self._pyro_params}
+        plain = {
+            name: value
+            for name, value in self.named_parameters(recurse=True)
+            if value.requires_grad and not name.endswith("_unconstrained")
+        }
+        return {**named, **plain}
+
+    def priors(self) -> dict[str, Distribution]:
+        """The priors of those global parameters that have one, by name."""
+        return {
+            name: prior if hasattr(prior, "sample") else prior(self)
+            for name, prior in self.__dict__["_pyro_samples"].items()
+        }
+
+    def default_priors(self) -> dict[str, Distribution]:
+        r"""Weakly informative priors for the learned parameters, used when a posterior is fitted.
+
+        :math:`E[\beta] \sim \mathrm{LogNormal}(\log m, 2)` with :math:`m` the mean of the law as it stands, and
+        :math:`\mathrm{cv} \sim \mathrm{HalfNormal}(1.5)`, which doesn't depend on where training ended. For a
+        parameter of another name: log-normal around its value with scale 1 if it's positive, normal around its
+        value with scale 1 if it's real.
+
+        :raises UnsupportedError: for a parameter with another constraint; give it a prior yourself.
+        """
+        priors: dict[str, Distribution] = {}
+        for name, (constraint, _) in self._pyro_params.items():
+            value = getattr(self, name).detach().double()
+            if name == "beta_mean":
+                priors[name] = LogNormal(value.log(), PRIOR_LOG_MEAN_SCALE)
+            elif name == "beta_cv":
+                priors[name] = HalfNormal(torch.full_like(value, PRIOR_CV_SCALE))
+            elif constraint in (constraints.positive, constraints.softplus_positive, constraints.nonnegative):
+                priors[name] = LogNormal(value.log(), 1.0)
+            elif constraint is constraints.real:
+                priors[name] = Normal(value, 1.0)
+            else:
+                raise UnsupportedError(
+                    f"no default prior for {type(self).__name__}.{name} with constraint {constraint}: "
+                    f"pass priors={{'{name}': ...}}"
+                )
+            if value.dim():
+                priors[name] = priors[name].to_event(value.dim())
+        return priors
+
+    def with_priors(self, priors: Mapping[str, Distribution] | None = None) -> StrengthModel:
+        """A copy in which every learned parameter has a prior, for Bayesian inference.
+
+        :param priors: priors by name; they come before :meth:`default_priors` and before priors set already.
+        :raises ConfigError: if a name is no parameter of this model.
+        """
+        given = dict(priors or {})
+        unknown = sorted(set(given) - set(self.parameter_names()))
+        if unknown:
+            raise ConfigError(
+                f"priors for {', '.join(unknown)}: {type(self).__name__} has the parameters "
+                f"{', '.join(self.parameter_names()) or 'none'}"
+            )
+        twin = copy.deepcopy(self)
+        missing = [name for name in self._pyro_params if name not in given]
+        defaults = self.default_priors() if missing else {}
+        for name in [*missing, *given]:
+            setattr(twin, name, PyroSample(given.get(name, defaults.get(name))))
+        return twin
+
+    # -- helpers for subclasses ----------------------------------------------------------------------------------
+
+    def _declare(self, name: str, value: Any, constraint: constraints.Constraint = constraints.positive) -> None:
+        """Make ``name`` a global parameter: a number is learned, a distribution is a prior."""
+        if isinstance(value, torch.distributions.Distribution):
+            setattr(self, name, PyroSample(value))
+            return
+        setattr(self, name, PyroParam(as_number(name, value, constraint), constraint))
+
+    def extra_repr(self) -> str:
+        """The learned values and the priors, as the family's constructor names them."""
+        parts = [f"{name}={_short(value)}" for name, value in self.learned().items()]
+        parts += [f"{name} ~ {describe_arguments(prior)}" for name, prior in self.priors().items()]
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def as_number(name: str, value: Any, constraint: constraints.Constraint) -> Tensor:
+    """``value`` as a float64 tensor, checked against ``constraint``.
+
+    Strength parameters are a handful of numbers, so float64 costs nothing and keeps the law exact.
+
+    :raises ConfigError: if it isn't a finite number or violates the constraint; the message says what is allowed.
+    """
+    try:
+        (number,) = broadcast_all(torch.as_tensor(value, dtype=torch.float64))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}={value!r}: give a number (learned) or a Pyro distribution (a prior)") from error
+    if not torch.isfinite(number).all():
+        raise ConfigError(f"{name}={value!r}: must be finite")
+    if not constraint.check(number).all():
+        wanted = "must be greater than 0" if constraint is constraints.positive else f"violates {constraint}"
+        raise ConfigError(f"{name}={value!r}: {wanted}")
+    # A round trip through the link shows values that it can't represent (1e-320, say) before training does.
+    link = transform_to(constraint)
+    if not torch.isfinite(link.inv(number)).all():
+        raise ConfigError(f"{name}={value!r}: too extreme to be learned")
+    return number.detach().clone()
+
+
+def _short(value: Tensor) -> str:
+    value = value.detach()
+    return f"{value.item():.4g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
