@@ -34,6 +34,9 @@ def describe_arguments(prior: torch.distributions.Distribution) -> str:
 class PretrainedStrength(torch.nn.Module):
     """``save_pretrained`` and ``from_pretrained`` for strength models, named and used as in transformers."""
 
+    # The arguments of construction, recorded so that a saved model can be built again.
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write ``strength.safetensors`` (parameters) and ``strength.json`` (class and constructor arguments).
 
@@ -44,7 +47,7 @@ class PretrainedStrength(torch.nn.Module):
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        args, kwargs = self._arguments  # type: ignore[attr-defined]
+        args, kwargs = self._arguments
         config = {
             "class": type(self).__name__,
             "args": [_encode(f"argument {i}", value) for i, value in enumerate(args)],
@@ -141,7 +144,7 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(item) for item in value]
     if isinstance(value, dict):
-        family = getattr(pyro.distributions, value["distribution"], None)
+        family: Any = getattr(pyro.distributions, value["distribution"], None)
         if not (isinstance(family, type) and issubclass(family, torch.distributions.Distribution)):
             raise DataError(f"{value['distribution']!r} is no Pyro distribution")
         return family(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})

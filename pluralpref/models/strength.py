@@ -50,8 +50,6 @@ class StrengthModel(PretrainedStrength, PyroModule):
     [2] K. Train, *Discrete Choice Methods with Simulation*, 2nd ed., 2009, chapter 6 (mixed logit).
     """
 
-    # The arguments of construction, recorded so that a saved model can be built again.
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _pyro_params: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> StrengthModel:
