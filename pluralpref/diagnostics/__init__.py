@@ -1,0 +1,31 @@
+"""What a posterior and a run look like: ArviZ data, figures, the HTML report."""
+
+from pluralpref.diagnostics.plots import (
+    plot_calibration,
+    plot_chains,
+    plot_margins,
+    plot_parameter,
+    plot_strength,
+    plot_training,
+)
+from pluralpref.diagnostics.report import Report, Table
+from pluralpref.diagnostics.run_report import write_report
+from pluralpref.inference.arviz_data import hdi, load_netcdf, loo, make_inference_data, save_netcdf, summary
+
+__all__ = [
+    "Report",
+    "Table",
+    "hdi",
+    "load_netcdf",
+    "loo",
+    "make_inference_data",
+    "plot_calibration",
+    "plot_chains",
+    "plot_margins",
+    "plot_parameter",
+    "plot_strength",
+    "plot_training",
+    "save_netcdf",
+    "summary",
+    "write_report",
+]

@@ -1,0 +1,21 @@
+"""The neural likelihood: from a causal language model and tokens to log-probabilities and margins, in nats."""
+
+from pluralpref.likelihood.dropout import DropoutSwitch, disable_dropout, no_dropout
+from pluralpref.likelihood.logprobs import answer_logps
+from pluralpref.likelihood.margins import PairLogps, log_ratio_margins, pair_logps
+from pluralpref.likelihood.reference import frozen_copy, precompute_reference, reference_pair_logps
+from pluralpref.likelihood.score import score_margins
+
+__all__ = [
+    "DropoutSwitch",
+    "PairLogps",
+    "answer_logps",
+    "disable_dropout",
+    "frozen_copy",
+    "log_ratio_margins",
+    "no_dropout",
+    "pair_logps",
+    "precompute_reference",
+    "reference_pair_logps",
+    "score_margins",
+]

@@ -1,0 +1,90 @@
+"""One pair by quadrature: families of positive laws without a closed form, and a check on those that have one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pluralpref.errors import UnsupportedError
+from pluralpref.inference.marginal.dispatch import (
+    Quadrature,
+    check_margins,
+    register_marginal,
+    unwrap_law,
+)
+from pluralpref.inference.marginal.log_families import LOG_FAMILIES, LogFamily
+from pluralpref.inference.marginal.safe_math import absolute, log1mexp, promote, working_dtype
+from pluralpref.inference.marginal.trapezoid import log_integral
+
+
+def log_family(law: Distribution) -> LogFamily:
+    """The entry of the law's class, or of the nearest base class.
+
+    :raises UnsupportedError: if there is none.
+    """
+    for cls in type(law).__mro__:
+        if cls in LOG_FAMILIES:
+            return LOG_FAMILIES[cls]
+    names = ", ".join(cls.__name__ for cls in LOG_FAMILIES)
+    raise UnsupportedError(
+        f"{type(law).__name__} has no quadrature; the families that have one are {names}. Use "
+        "MonteCarlo(num_samples=...)."
+    )
+
+
+def flat_parameter(parameter: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """One parameter as the engine wants it: (1,) if it is the same for all rows, else (rows,)."""
+    parameter = parameter.to(dtype)
+    return parameter.reshape(1) if parameter.numel() == 1 else parameter.expand(shape).reshape(-1)
+
+
+def _quadrature(law: Distribution, margins: Tensor, method: Quadrature, *, with_error: bool) -> tuple[Tensor, Tensor]:
+    family = log_family(law)
+    params = family.parameters(law)
+    shape = torch.broadcast_shapes(law.batch_shape, margins.shape)
+    dtype = promote(margins.dtype, *(p.dtype for p in params))
+    work = working_dtype(margins.device)
+    h = margins.to(work)
+    flat = tuple(flat_parameter(p, work, shape) for p in params)
+    # The losing side is integrated, which keeps its relative accuracy however small it is.
+    losing, error = log_integral(
+        family, flat, absolute(h).expand(shape).reshape(-1), None, method, with_error=with_error
+    )
+    losing = losing.reshape(shape)
+    wins = (h >= 0).expand(shape)
+    value = torch.where(wins, log1mexp(losing), losing).to(dtype)
+    if not with_error:
+        return value, error
+    with torch.no_grad():
+        error = error.reshape(shape)
+        error = torch.where(wins, error / torch.expm1(-losing), error)
+        # The result is rounded to its dtype.
+        return value, error.to(dtype) + torch.finfo(dtype).eps * torch.abs(value)
+
+
+def _log_marginal_quadrature(law: Distribution, margins: Tensor, method: Quadrature) -> Tensor:
+    return _quadrature(law, margins, method, with_error=False)[0]
+
+
+for _family in LOG_FAMILIES:
+    register_marginal(_family, Quadrature)(_log_marginal_quadrature)
+
+
+def log_marginal_with_error(
+    law: Distribution, margins: Tensor, method: Quadrature | None = None
+) -> tuple[Tensor, Tensor]:
+    """The value of log E[sigmoid(beta h)] by quadrature, and an estimate of its error.
+
+    The error of the rule with every second node is seen by comparison; the error of the full rule is about its
+    square, which is what is reported, times 10 and with a few roundings added.
+
+    :param law: a LogNormal, Gamma or Exponential (or a subclass).
+    :param margins: h, finite, nats.
+    :param method: the tolerance and node limit.
+    :returns: (value, error), both of shape ``broadcast(law.batch_shape, margins.shape)``. The error is absolute in
+        the value, that is relative in the probability.
+    :raises UnsupportedError: for another family.
+    :raises DataError: if a margin is NaN.
+    """
+    return _quadrature(unwrap_law(law), check_margins(margins), method or Quadrature(), with_error=True)

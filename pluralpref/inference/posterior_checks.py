@@ -1,0 +1,120 @@
+"""Whether the draws can be trusted, and whether the data say anything about the spread."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluralpref.errors import IdentificationWarning, NumericsWarning
+from pluralpref.inference.arviz_data import convergence
+from pluralpref.inference.choices import Choices
+
+#: The limits of Vehtari et al., *Bayesian Analysis* 16 (2021), arXiv:1903.08008.
+MAX_R_HAT = 1.01
+MIN_ESS = 400.0
+#: A posterior whose standard deviation is more than this share of the prior's has learned next to nothing.
+MAX_SD_RATIO = 0.8
+#: With one choice a person the spread shows only in how the choice probability bends along the margin.
+MIN_DISTINCT_MARGINS = 20
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """The worst values over the parameters.
+
+    :param r_hat: rank-normalised split R-hat, by parameter.
+    :param ess_bulk: effective sample size in the bulk, by parameter.
+    :param ess_tail: the same in the tails.
+    :param divergences: the number of divergent transitions.
+    """
+
+    r_hat: Mapping[str, float]
+    ess_bulk: Mapping[str, float]
+    ess_tail: Mapping[str, float]
+    divergences: int
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, one phrase each; empty if nothing is."""
+        found = []
+        # NaN (a parameter that never moved) must count as bad, hence "not <=".
+        bad = {name: value for name, value in self.r_hat.items() if not value <= MAX_R_HAT}
+        if bad:
+            found.append("r_hat " + ", ".join(f"{value:.3f} ({name})" for name, value in bad.items()))
+        few = {name: value for name, value in self.ess_bulk.items() if not value >= MIN_ESS}
+        if few:
+            found.append("ess_bulk " + ", ".join(f"{value:.0f} ({name})" for name, value in few.items()))
+        if self.divergences:
+            found.append(f"{self.divergences} divergent transition{'s' if self.divergences > 1 else ''}")
+        return found
+
+    @property
+    def converged(self) -> bool:
+        """Whether every limit holds."""
+        return not self.problems
+
+
+def measure_convergence(draws: Mapping[str, np.ndarray], divergences: int) -> Convergence:
+    """The statistics, without a warning.
+
+    :param draws: (chain, draw, ...) by parameter.
+    """
+    return Convergence(**convergence(draws), divergences=divergences)
+
+
+def check_convergence(draws: Mapping[str, np.ndarray], divergences: int) -> Convergence:
+    """Compute and, if a limit is broken, warn.
+
+    :param draws: (chain, draw, ...) by parameter.
+    """
+    result = measure_convergence(draws, divergences)
+    if result.problems:
+        remedies = []
+        if any(problem.startswith(("r_hat", "ess")) for problem in result.problems):
+            remedies.append("raise num_warmup and num_samples")
+        if divergences:
+            remedies.append("raise target_accept_prob (0.95), or give tighter priors")
+        warnings.warn(
+            f"the posterior draws may not be reliable: {'; '.join(result.problems)} (wanted: r_hat <= {MAX_R_HAT}, "
+            f"ess_bulk >= {MIN_ESS:.0f}, no divergence). To do: {'; '.join(remedies)}",
+            NumericsWarning,
+            stacklevel=4,
+        )
+    return result
+
+
+def check_identification(choices: Choices, posterior_cv: np.ndarray, prior_cv: np.ndarray, fixed_cv: bool) -> list[str]:
+    """What speaks against reading the posterior of the spread as a finding; warns of each.
+
+    :param posterior_cv: draws of beta's coefficient of variation, any shape.
+    :param prior_cv: the same under the prior.
+    :param fixed_cv: whether the family has no spread to infer.
+    """
+    if fixed_cv:
+        return []
+    reasons = []
+    # Half the width of the central 68 %: a standard deviation that the tails of a heavy prior can't inflate.
+    ratio = _half_width(posterior_cv) / max(_half_width(prior_cv), 1e-300)
+    if ratio > MAX_SD_RATIO:
+        reasons.append(
+            f"the posterior of beta_cv is {ratio:.0%} as wide as its prior: the choices say next to nothing about "
+            "heterogeneity; more pairs, or several choices for each annotator (annotator=...), would"
+        )
+    distinct = len(np.unique(np.abs(choices.margins.numpy())))
+    if not choices.repeated and distinct < MIN_DISTINCT_MARGINS:
+        reasons.append(
+            f"one choice for each person and {distinct} distinct |margin| (fewer than {MIN_DISTINCT_MARGINS}): how the "
+            "choice probability bends along the margin, which is all that shows the spread then, is hardly seen; "
+            "beta_cv rests on the prior. Give annotator=... with repeated choices"
+        )
+    for reason in reasons:
+        warnings.warn(reason, IdentificationWarning, stacklevel=4)
+    return reasons
+
+
+def _half_width(draws: np.ndarray) -> float:
+    low, high = np.quantile(np.asarray(draws, dtype=np.float64), [0.16, 0.84])
+    return float(high - low) / 2

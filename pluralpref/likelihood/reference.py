@@ -1,0 +1,122 @@
+"""The reference: a frozen copy of the policy as it was handed over, or log-probabilities computed beforehand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from pluralpref.errors import ConfigError
+from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
+from pluralpref.likelihood.dropout import no_dropout
+from pluralpref.likelihood.logprobs import LOGITS_BUDGET_BYTES
+from pluralpref.likelihood.margins import PairLogps, pair_logps
+
+#: Columns of reference log-probabilities, named as in TRL.
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Copy the model as it stands in memory: evaluation mode, no gradients, no gradient checkpointing.
+
+    It is the object that is copied, not a checkpoint on disk with the model's name: a policy changed since it was
+    loaded (further tuned, adapters not at their start) is its own reference, and the first margins are exactly 0.
+    Tied weights stay tied in the copy.
+
+    :param model: the policy, plain or with PEFT adapters.
+    :returns: the copy.
+    :raises ConfigError: when the model is wrapped for distributed training: copy it before it is wrapped.
+    """
+    if isinstance(getattr(model, "module", None), nn.Module):
+        raise ConfigError(
+            f"{type(model).__name__} wraps the policy for distributed training; make the reference from the policy "
+            "before it is wrapped"
+        )
+    reference = copy.deepcopy(model)
+    for module in reference.modules():
+        if getattr(module, "gradient_checkpointing", False) is True:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+    for parameter in reference.parameters():
+        parameter.grad = None
+    reference.requires_grad_(False)
+    reference.eval()
+    return reference
+
+
+def reference_pair_logps(
+    batch: Mapping[str, Any],
+    reference_model: nn.Module | None = None,
+    *,
+    logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
+) -> PairLogps:
+    """Reference log-probabilities of a batch of pairs: its precomputed columns, or else the model's.
+
+    :param batch: a collated batch; ``ref_chosen_logps`` and ``ref_rejected_logps`` (pairs,) are used when present.
+    :param reference_model: the reference; runs without gradients and without dropout.
+    :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
+    :returns: (pairs,) twice, in nats, without gradients.
+    :raises ConfigError: when the batch has no reference columns and there is no model.
+    """
+    present = [name for name in REFERENCE_COLUMNS if batch.get(name) is not None]
+    if len(present) == 2:
+        return PairLogps(batch[REFERENCE_COLUMNS[0]], batch[REFERENCE_COLUMNS[1]]).detach()
+    if present:
+        raise ConfigError(
+            f"the batch has {present[0]} but not the other of {' and '.join(REFERENCE_COLUMNS)}; give both columns or none"
+        )
+    if reference_model is None:
+        raise ConfigError(
+            f"no reference: give a reference model, or a data set with the columns {' and '.join(REFERENCE_COLUMNS)} "
+            "(pluralpref.likelihood.precompute_reference makes them)"
+        )
+    with torch.no_grad(), no_dropout(reference_model):
+        return pair_logps(reference_model, batch, logits_budget_bytes=logits_budget_bytes)
+
+
+def precompute_reference(
+    model: nn.Module,
+    dataset: Any,
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    *,
+    batch_size: int = 8,
+    device: torch.device | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    progress: bool = True,
+    logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
+) -> Any:
+    """Add the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` (float64, nats) to a tokenised data set.
+
+    The same function as in training computes them; give the training's ``autocast`` as well, or the first margins
+    are off by the rounding of the lower precision.
+
+    :param model: the reference model; its mode and weights are left as they are.
+    :param dataset: a tokenised ``datasets.Dataset``.
+    :param collator: makes a batch from rows.
+    :param batch_size: pairs per batch; changes the numbers by rounding only.
+    :param device: where to run; None for the model's device.
+    :param autocast: called for each batch, returns the context in which the model runs.
+    :param progress: show a progress bar.
+    :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
+    :returns: the data set with both columns, rows in the same order; columns of that name are replaced.
+    :raises DataError: when the data set isn't tokenised.
+    """
+    dataset = dataset.remove_columns([name for name in REFERENCE_COLUMNS if name in dataset.column_names])
+    chosen = [0.0] * len(dataset)
+    rejected = [0.0] * len(dataset)
+    device = device_of(model) if device is None else device
+    with tqdm(total=len(dataset), desc="Reference log-probabilities", unit="pair", disable=not progress) as bar:
+        for indices, rows in batches_by_length(dataset, batch_size):
+            with autocast():
+                logps = reference_pair_logps(
+                    to_device(collator(rows), device), model, logits_budget_bytes=logits_budget_bytes
+                )
+            for i, c, r in zip(indices, logps.chosen.tolist(), logps.rejected.tolist(), strict=True):
+                chosen[i], rejected[i] = c, r
+            bar.update(len(indices))
+    dataset = dataset.add_column(REFERENCE_COLUMNS[0], chosen)
+    return dataset.add_column(REFERENCE_COLUMNS[1], rejected)
