@@ -56,20 +56,20 @@ def held_out_metrics(
     :raises DataError: for margins that aren't finite and columns of the wrong length, naming the rows.
     :raises ConfigError: if ``law`` is neither a distribution nor a strength model.
     """
-    law = _as_law(law)
-    if law.batch_shape.numel() != 1:
-        raise ConfigError(f"one law for all pairs is needed, not one of batch shape {tuple(law.batch_shape)}")
+    distribution = _as_law(law)
+    if distribution.batch_shape.numel() != 1:
+        raise ConfigError(f"one law for all pairs is needed, not one of batch shape {tuple(distribution.batch_shape)}")
     data = as_choices(margins, annotator=annotator, weight=weight, preferred=preferred, groups=groups)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        log_prob = MixedLogit(law, data.margins, method).log_prob(data.preferred)
+        log_prob = MixedLogit(distribution, data.margins, method).log_prob(data.preferred)
     weights = torch.ones_like(data.margins) if data.weight is None else data.weight
     y = data.preferred
     h = data.margins * (2 * y - 1)
     # For a soft label: the chance that the labelled choice agrees with the margin's sign.
     win = torch.where(data.margins > 0, y, torch.where(data.margins < 0, 1 - y, torch.zeros_like(y)))
     tie = (data.margins == 0).double()
-    mean = float(law.mean)
+    mean = float(distribution.mean)
     result = {
         "log_loss": -_mean(log_prob.double(), weights),
         "accuracy": _mean(win, weights),
