@@ -40,6 +40,7 @@ def _new(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple[Fig
     return figure, axes
 
 
+@torch.no_grad()
 def plot_strength(
     posterior: PosteriorDraws | None = None,
     training_law: StrengthModel | None = None,
@@ -77,11 +78,10 @@ def plot_strength(
     ):
         if law is None:
             continue
-        if float(law.stddev) == 0:
-            ax.axvline(float(law.mean), color=colour, linestyle=style, label=label)
+        if float(law.stddev.detach()) == 0:
+            ax.axvline(float(law.mean.detach()), color=colour, linestyle=style, label=label)
             continue
-        with torch.no_grad():
-            values = law.log_prob(torch.as_tensor(grid)).exp().numpy()
+        values = law.log_prob(torch.as_tensor(grid)).exp().detach().numpy()
         ax.plot(grid, values, color=colour, linestyle=style, label=label)
         top = max(top, _visible_top(values))
     if top:
@@ -103,7 +103,7 @@ def _strength_grid(posterior: PosteriorDraws | None, training_law: StrengthModel
             float(training_law.quantile(0.97)) if float(training_law.std) > 0 else 1.5 * float(training_law.mean)
         )
     if truth is not None:
-        ends.append(float(truth.mean + 2 * truth.stddev))
+        ends.append(float((truth.mean + 2 * truth.stddev).detach()))
     end = max(ends)
     return np.linspace(end / 400, end, 400)
 

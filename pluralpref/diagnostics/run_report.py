@@ -232,4 +232,4 @@ def _side_by_side(
 def _moments(truth: Any) -> dict[str, float] | None:
     if truth is None:
         return None
-    return {"beta_mean": float(truth.mean), "beta_cv": float(truth.stddev / truth.mean)}
+    return {"beta_mean": float(truth.mean.detach()), "beta_cv": float((truth.stddev / truth.mean).detach())}

@@ -48,7 +48,6 @@ class MixDPO(ELBO):
     :raises ConfigError: if ``num_samples`` is less than 1 or contradicts ``method``.
 
     References
-
     [1] MixDPO: mixed logit DPO, arXiv:2601.06180 (K = 16 for LogNormal).
     [2] K. Train, *Discrete Choice Methods with Simulation*, 2nd ed., 2009, sections 6.6 and 10.2.
     """
@@ -75,7 +74,9 @@ class MixDPO(ELBO):
 
     # -- Pyro's interface ----------------------------------------------------------------------------------------
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """The loss as a tensor with its graph.
 
         :param model: a :class:`~pluralpref.models.PreferenceModel`, or any Pyro model with the two sites.

@@ -183,8 +183,7 @@ def load_posterior(
         twin = strength.with_priors()
         if sorted(twin.priors()) != sorted(names) or type(strength).__name__ != attrs["family"]:
             raise ConfigError(
-                f"the posterior is of {attrs['family']} with {attrs['parameters']}, but the strength is "
-                f"{strength!r}"
+                f"the posterior is of {attrs['family']} with {attrs['parameters']}, but the strength is {strength!r}"
             )
     draws = {str(name): values.values for name, values in data["posterior"].items()}
     prior = {str(name): values.values for name, values in data["prior"].items()}

@@ -221,7 +221,7 @@ class Posterior(PosteriorDraws):
             "sampling_time": seconds,
         }
         if problem.strength.learned():
-            attrs["training_law_mean"] = float(problem.strength.law().mean)
+            attrs["training_law_mean"] = float(problem.strength.mean)
             attrs["training_law_cv"] = float(problem.strength.cv)
         return attrs
 

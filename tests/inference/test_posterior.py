@@ -15,8 +15,11 @@ from torch.distributions import constraints
 
 from pluralpref.errors import ConfigError, DataError, IdentificationWarning, NumericsWarning, UnsupportedError
 from pluralpref.inference.arviz_data import load_netcdf, loo, mcse_mean, summary
+from pluralpref.inference.choices import as_choices
 from pluralpref.inference.posterior import fit_posterior
+from pluralpref.inference.posterior_coordinates import log_joint
 from pluralpref.inference.posterior_draws import load_posterior
+from pluralpref.inference.posterior_problem import PosteriorProblem
 from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength, StrengthModel
 
 SHORT = dict(num_samples=40, num_warmup=40, num_chains=2)
@@ -55,15 +58,13 @@ def grid_posterior(family, start_mean, margins, code, log_means, cvs):
     u = torch.linspace(-14, 7, 1051, dtype=torch.float64)
     terms = torch.nn.functional.logsigmoid(u.exp() * margins[:, None])
     per_person = torch.zeros(int(code.max()) + 1, len(u), dtype=torch.float64).index_add_(0, code, terms)
-    log_mean, cv = torch.meshgrid(log_means, cvs, indexing="ij")
-    density = torch.empty_like(log_mean)
+    log_mean, cv = (x.flatten() for x in torch.meshgrid(log_means, cvs, indexing="ij"))
     twin = family(mean=1.0, cv=0.5).with_priors()
-    for index in np.ndindex(*log_mean.shape):
-        law = twin.law(parameters={"beta_mean": log_mean[index].exp(), "beta_cv": cv[index]})
-        inside = law.log_prob(u.exp()) + u + (u[1] - u[0]).log()
-        density[index] = torch.logsumexp(inside + per_person, -1).sum()
+    law = twin.law(parameters={"beta_mean": log_mean.exp()[:, None], "beta_cv": cv[:, None]})
+    inside = (law.log_prob(u.exp()) + u).exp() * (u[1] - u[0])
+    density = (inside @ per_person.exp().T).log().sum(1)
     prior = -((log_mean - np.log(start_mean)) ** 2) / (2 * 2.0**2) - cv**2 / (2 * 1.5**2)
-    weight = torch.softmax((density + prior).flatten(), 0).reshape(log_mean.shape)
+    weight = torch.softmax(density + prior, 0)
     moments = {}
     for name, values in (("log_mean", log_mean), ("cv", cv)):
         mean = float((weight * values).sum())
@@ -86,7 +87,7 @@ def test_single_choices_match_a_grid(family):
         family, 0.3, margins, torch.arange(len(margins)),
         torch.linspace(-0.9, 1.6, 45, dtype=torch.float64), torch.linspace(0.02, 3.6, 60, dtype=torch.float64),
     )  # fmt: skip
-    posterior = fit(family(mean=0.3, cv=0.1), margins, num_samples=400, num_warmup=150, num_chains=2, seed=1)
+    posterior = fit(family(mean=0.3, cv=0.1), margins, num_samples=250, num_warmup=120, num_chains=2, seed=1)
     assert_matches(posterior, moments)
 
 
@@ -111,7 +112,7 @@ def test_panel_short_run_is_near_the_grid():
         torch.linspace(-1.2, 1.4, 40, dtype=torch.float64), torch.linspace(0.02, 3.6, 50, dtype=torch.float64),
     )  # fmt: skip
     posterior = fit(
-        LogNormalStrength(mean=0.3, cv=0.1), margins, annotator=code, num_samples=120, num_warmup=80, num_chains=2
+        LogNormalStrength(mean=0.3, cv=0.1), margins, annotator=code, num_samples=80, num_warmup=60, num_chains=2
     )
     for name, draws in (("log_mean", np.log(posterior.draws("beta_mean"))), ("cv", posterior.draws("beta_cv"))):
         assert abs(draws.mean() - moments[name][0]) < 4 * mcse_mean(draws)
@@ -141,16 +142,13 @@ def test_finds_no_heterogeneity_where_there_is_none(family):
 
 def test_panel_of_one_choice_each_is_single_choices():
     margins, _ = simulate(LogNormalStrength(mean=0.8, cv=0.8).law(), 150, 1)
-    single = fit(LogNormalStrength(mean=0.5), margins, num_samples=150, num_warmup=80, num_chains=2)
-    panel = fit(
-        LogNormalStrength(mean=0.5), margins, annotator=range(150), num_samples=150, num_warmup=80, num_chains=2
-    )
-    for name in ("beta_mean", "beta_cv"):
-        difference = np.log(single.draws(name)).mean() - np.log(panel.draws(name)).mean()
-        tolerance = 4 * np.hypot(mcse_mean(np.log(single.draws(name))), mcse_mean(np.log(panel.draws(name))))
-        assert abs(difference) < tolerance
-    one = {name: value[:5] for name, value in single._flat.items()}
-    torch.testing.assert_close(single._problem.log_likelihood(one), panel._problem.log_likelihood(one))
+    single = PosteriorProblem(LogNormalStrength(mean=0.5), as_choices(margins))
+    panel = PosteriorProblem(LogNormalStrength(mean=0.5), as_choices(margins, annotator=range(150)))
+    for mean, cv in ((0.1, 0.05), (0.8, 0.8), (3.0, 2.5)):
+        values = {"beta_mean": torch.tensor(mean).double(), "beta_cv": torch.tensor(cv).double()}
+        assert float(log_joint(single, values)) == pytest.approx(float(log_joint(panel, values)), abs=1e-5)
+    draws = {name: torch.linspace(0.3, 2.0, 5).double() for name in ("beta_mean", "beta_cv")}
+    torch.testing.assert_close(single.log_likelihood(draws), panel.log_likelihood(draws))
 
 
 def test_same_seed_same_draws_and_global_state_untouched():
@@ -320,13 +318,22 @@ def test_learned_fixed_strength_is_a_one_parameter_logistic_regression():
     assert (posterior.draws("beta_cv") == 0).all()
 
 
-def test_weights_are_repetitions_and_labels_turn_margins():
+@pytest.mark.parametrize("annotator", [None, [0, 1, 1, 2] * 10])
+def test_weights_are_repetitions_and_labels_turn_margins(annotator):
     margins, _ = simulate(LogNormalStrength(mean=0.8, cv=0.8).law(), 40, 1)
-    base = fit(GammaStrength(mean=0.5), torch.cat([margins, margins]), **SHORT)
-    weighted = fit(GammaStrength(mean=0.5), margins, weight=torch.full((40,), 2.0), **SHORT)
-    turned = fit(GammaStrength(mean=0.5), -margins, preferred=torch.zeros(40), weight=[2.0] * 40, **SHORT)
-    np.testing.assert_allclose(base.draws("beta_cv")[:, :3], weighted.draws("beta_cv")[:, :3], rtol=1e-5)
-    np.testing.assert_allclose(turned.draws("beta_cv")[:, :3], weighted.draws("beta_cv")[:, :3], rtol=1e-5)
+    twice = None if annotator is None else annotator * 2
+    zeros, two = torch.zeros(40), [2.0] * 40
+    problems = [
+        PosteriorProblem(GammaStrength(mean=0.5), choices)
+        for choices in (
+            as_choices(torch.cat([margins, margins]), annotator=twice),
+            as_choices(margins, weight=two, annotator=annotator),
+            as_choices(-margins, preferred=zeros, weight=two, annotator=annotator),
+        )
+    ]
+    values = {"beta_mean": torch.tensor(0.7).double(), "beta_cv": torch.tensor(1.1).double()}
+    first, *others = (float(log_joint(problem, values)) for problem in problems)
+    assert others == pytest.approx([first, first], abs=1e-6)
 
 
 def test_a_margins_table_brings_its_columns():
@@ -358,9 +365,7 @@ def test_warns_of_short_chains_and_of_weak_data():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericsWarning)
         with pytest.warns(IdentificationWarning, match="2 distinct"):
-            posterior = fit_posterior(
-                GammaStrength(), torch.tensor([1.0, -1.0, 2.0] * 20), progress_bar=False, **SHORT
-            )
+            posterior = fit_posterior(GammaStrength(), torch.tensor([1.0, -1.0, 2.0] * 20), progress_bar=False, **SHORT)
     assert any("distinct" in reason for reason in posterior.identification)
     assert load_posterior(posterior.to_arviz()).identification == posterior.identification
 
@@ -424,4 +429,4 @@ def test_summary_and_intervals(panel_posterior_):
     assert panel_posterior_.interval("beta_cv", 0.8, kind="eti") == pytest.approx(np.quantile(draws, [0.1, 0.9]))
     with pytest.raises(ConfigError, match="unknown quantity 'x'"):
         panel_posterior_.draws("x")
-    assert "12" not in summary(panel_posterior_.to_arviz(["posterior"]), ["beta_cv"]).index
+    assert list(summary(panel_posterior_.to_arviz(["posterior"]), ["beta_cv"]).index) == ["beta_cv"]

@@ -1,0 +1,75 @@
+"""Rows of tokenised pairs as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pluralpref.errors import ConfigError
+
+
+class PreferenceCollator:
+    """Pad a list of pairs to a batch: all chosen rows first, then all rejected rows in the same order.
+
+    Padding is on the right, whatever side the tokenizer prefers.
+
+    :param pad_token_id: what fills the padding; the attention mask hides it.
+    :param annotators: code of each annotator name; ``None`` leaves annotators out.
+    :param group_columns: columns whose values are passed on as text under ``"groups"``.
+    """
+
+    def __init__(
+        self, pad_token_id: int, annotators: Mapping[Any, int] | None = None, group_columns: Sequence[str] = ()
+    ) -> None:
+        self.pad_token_id = pad_token_id
+        self.annotators = annotators
+        self.group_columns = tuple(group_columns)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch.
+
+        :param rows: with ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and perhaps weight, preferred, annotator,
+            ``ref_chosen_logps``, ``ref_rejected_logps``.
+        :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``weight``,
+            ``preferred`` (pairs,), float64; ``annotator`` (pairs,), int64; reference columns (pairs,), float64;
+            ``groups``, a dict of lists of text.
+        """
+        sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+        width = max(len(prompt) + len(answer) for prompt, answer in sides)
+        shape = (len(sides), width)
+        ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
+        attention, completion = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        for i, (prompt, answer) in enumerate(sides):
+            start, end = len(prompt), len(prompt) + len(answer)
+            ids[i, :end] = torch.tensor([*prompt, *answer], dtype=torch.int64)
+            attention[i, :end] = 1
+            completion[i, start:end] = 1
+        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
+        batch["weight"] = self._column(rows, "weight", 1.0)
+        batch["preferred"] = self._column(rows, "preferred", 1.0)
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in rows[0]:
+                batch[name] = self._column(rows, name)
+        if self.annotators is not None:
+            batch["annotator"] = torch.tensor([self.annotators[row["annotator"]] for row in rows])
+        if self.group_columns:
+            batch["groups"] = {name: [str(row[name]) for row in rows] for name in self.group_columns}
+        return batch
+
+    @staticmethod
+    def _column(rows: Sequence[Mapping[str, Any]], name: str, default: float | None = None) -> Tensor:
+        return torch.tensor([float(row.get(name, default)) for row in rows], dtype=torch.float64)
+
+
+def padding_token(tokenizer: Any) -> int:
+    """The id to pad with: the tokenizer's pad token, or its EOS, which the attention mask makes harmless.
+
+    :raises ConfigError: if it has neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ConfigError("the tokenizer has neither a pad nor an EOS token: set tokenizer.pad_token")

@@ -1,0 +1,111 @@
+"""Preference pairs from files, hubs and data sets in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+
+from pluralpref.errors import ConfigError, DataError
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_preferences(
+    source: str | Path | Dataset | DatasetDict,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Read preference pairs; the rows stay as they are, their columns are checked.
+
+    :param source: a JSON Lines, JSON, CSV or Parquet file (``.gz`` too), a folder written by ``save_to_disk``, the
+        name of a data set on a hub, or a ``Dataset`` or ``DatasetDict``.
+    :param split: which split, needed when there are several.
+    :param name: the configuration of a data set on a hub.
+    :param columns: other names of standard columns, ``{"chosen": "better"}``.
+    :returns: a data set with ``chosen``, ``rejected``, perhaps ``prompt``, and every further column of the source.
+    :raises DataError: if the file or a needed column is missing, or annotator, weight or preferred hold bad values.
+    :raises ConfigError: if the split is missing or ambiguous.
+    """
+    dataset = _read(source, split, name)
+    for standard, other in (columns or {}).items():
+        if other not in dataset.column_names:
+            raise DataError(f"no column {other!r} to use as {standard!r}: there are {', '.join(dataset.column_names)}")
+        if standard in dataset.column_names:
+            raise DataError(f"there already is a column {standard!r}, so {other!r} can't be used as it")
+        dataset = dataset.rename_column(other, standard)
+    check_columns(dataset)
+    return dataset
+
+
+def check_columns(dataset: Dataset) -> None:
+    """Check that the needed columns are there, and the values of annotator, weight and preferred.
+
+    :raises DataError: naming column and row.
+    """
+    missing = [column for column in ("chosen", "rejected") if column not in dataset.column_names]
+    if missing:
+        raise DataError(
+            f"missing column {' and '.join(map(repr, missing))}: there are {', '.join(dataset.column_names)}. "
+            'Name them with columns={"chosen": "...", "rejected": "..."}'
+        )
+    if "annotator" in dataset.column_names:
+        for row, value in enumerate(dataset["annotator"]):
+            if value is None:
+                raise DataError(
+                    f"row {row}: column 'annotator' is empty; give every pair an annotator, or drop the column"
+                )
+    for column, top in (("weight", math.inf), ("preferred", 1.0)):
+        if column not in dataset.column_names:
+            continue
+        for row, value in enumerate(dataset[column]):
+            good = isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= top
+            if not good:
+                wanted = "a number in [0, 1]" if column == "preferred" else "a finite number of at least 0"
+                raise DataError(f"row {row}: column {column!r} is {value!r}; expected {wanted}")
+
+
+def _read(source: Any, split: str | None, name: str | None) -> Dataset:
+    if isinstance(source, Dataset):
+        if split is not None:
+            raise ConfigError(f"split={split!r} has no effect on a Dataset, which is one split")
+        return source
+    if isinstance(source, IterableDataset):
+        raise ConfigError("streaming data sets aren't supported: rows are counted and shuffled; load it into memory")
+    if isinstance(source, DatasetDict | dict):
+        return _choose(DatasetDict(source), split)
+    path = Path(source)
+    if path.is_dir():
+        loaded = load_from_disk(str(path))
+        return _choose(loaded, split) if isinstance(loaded, DatasetDict) else _read(loaded, split, None)
+    suffixes = [s for s in path.suffixes if s != ".gz"]
+    kind = _BUILDERS.get(suffixes[-1]) if suffixes else None
+    if path.is_file():
+        if kind is None:
+            raise DataError(f"{path}: unknown kind of file; use .jsonl, .json, .csv or .parquet")
+        try:
+            return load_dataset(kind, data_files=str(path), split="train")
+        except Exception as error:
+            raise DataError(f"{path} can't be read as {kind}: {error.__cause__ or error}") from error
+    text = str(source)
+    if kind is not None or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise DataError(f"{source}: no such file")
+    try:
+        loaded = load_dataset(text, name, split=split)
+    except Exception as error:
+        raise DataError(f"data set {text!r} can't be loaded: {error}") from error
+    return _choose(loaded, split) if isinstance(loaded, DatasetDict) else loaded
+
+
+def _choose(splits: DatasetDict, split: str | None) -> Dataset:
+    names = ", ".join(splits)
+    if split is None and len(splits) > 1:
+        raise ConfigError(f"several splits ({names}): choose one with split=")
+    if split is not None and split not in splits:
+        raise ConfigError(f"no split {split!r}: there are {names}")
+    return splits[split if split is not None else next(iter(splits))]

@@ -1,0 +1,171 @@
+"""Preference pairs as token ids, prompt and answers apart, so that no answer loses a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+
+from pluralpref.data.load import check_columns
+from pluralpref.data.normalize import normalize_row
+from pluralpref.data.report import RowReport
+from pluralpref.errors import ConfigError, DataError
+
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+def tokenize_preferences(
+    dataset: Dataset,
+    tokenizer: Any,
+    *,
+    max_length: int = 1024,
+    truncation_mode: str = "drop",
+    strict: bool = False,
+    hh_format: str = "text",
+    desc: str = "Tokenizing",
+) -> tuple[Dataset, RowReport]:
+    """Tokenise pairs and account for every row.
+
+    Prompt and answers are tokenised separately: a tokenizer merges across the seam of a joined text, and the answer
+    would lose its first token to the prompt. One BOS starts the prompt if the tokenizer would add one itself; an
+    empty prompt gets BOS or else EOS, since the first answer token needs something before it. Plain text answers end
+    with EOS; conversations are rendered by the chat template and get nothing added.
+
+    :param dataset: see :func:`~pluralpref.data.load_preferences`; a tokenised one is checked and passed through.
+    :param max_length: longest prompt plus answer.
+    :param truncation_mode: ``"drop"`` skips longer pairs; ``"keep_end"`` cuts the oldest tokens of the prompt, for
+        both answers alike. Answers are never cut.
+    :param strict: refuse any row that can't be used.
+    :param hh_format: ``"text"`` keeps HH transcripts as text, ``"chat"`` turns them into messages.
+    :param desc: title of the progress bar.
+    :returns: a data set with ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``length``, ``row`` (in the source) and
+        the source's further columns; and the accounting.
+    :raises DataError: if no row is left, or in strict mode any row was skipped.
+    :raises ConfigError: for an unknown option, or conversations without a chat template.
+    """
+    if truncation_mode not in ("drop", "keep_end"):
+        raise ConfigError(f"truncation_mode={truncation_mode!r}: choose 'drop' or 'keep_end'; answers are never cut")
+    if hh_format not in ("text", "chat"):
+        raise ConfigError(f"hh_format={hh_format!r}: choose 'text' or 'chat'")
+    if all(column in dataset.column_names for column in TOKEN_COLUMNS):
+        return _pass_through(dataset)
+    check_columns(dataset)
+    if {"row", "length", "skip_reason"} & set(dataset.column_names):
+        raise DataError("columns named row, length or skip_reason would be overwritten: rename them")
+    encoder = _Encoder(tokenizer, max_length, truncation_mode, hh_format)
+    fields = [column for column in _TEXT_COLUMNS if column in dataset.column_names]
+    encoded = dataset.map(
+        encoder,
+        with_indices=True,
+        remove_columns=fields,
+        desc=desc,
+        load_from_cache_file=False,
+    )
+    report = RowReport(total=len(encoded))
+    for row, reason in enumerate(encoded["skip_reason"]):
+        if reason:
+            report.skip(reason, row)
+    report.cut_prompts = sum(encoded["prompt_was_cut"])
+    report.check(strict)
+    kept = [row for row, reason in enumerate(encoded["skip_reason"]) if not reason]
+    encoded = encoded.remove_columns(["skip_reason", "prompt_was_cut"])
+    return (encoded if len(kept) == len(encoded) else encoded.select(kept)), report
+
+
+def _pass_through(dataset: Dataset) -> tuple[Dataset, RowReport]:
+    for number, row in enumerate(dataset.select_columns(list(TOKEN_COLUMNS))):
+        if not all(row[column] for column in TOKEN_COLUMNS):
+            raise DataError(f"row {number}: prompt_ids, chosen_ids and rejected_ids must each hold at least one token")
+    if "row" not in dataset.column_names:
+        dataset = dataset.add_column("row", list(range(len(dataset))))
+    if "length" not in dataset.column_names:
+        lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in dataset]
+        dataset = dataset.add_column("length", lengths)
+    report = RowReport(total=len(dataset))
+    report.check(strict=False)
+    return dataset, report
+
+
+class _Encoder:
+    """Encodes one row; a class so that ``Dataset.map`` can pickle it."""
+
+    def __init__(self, tokenizer: Any, max_length: int, truncation_mode: str, hh_format: str) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.keep_end = truncation_mode == "keep_end"
+        self.hh_format = hh_format
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        starts = tokenizer("a")["input_ids"]
+        self.bos = [bos] if bos is not None and starts[:1] == [bos] else []
+        self.eos = [] if eos is None else [eos]
+        self.start = self.bos or ([bos] if bos is not None else self.eos)
+
+    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        fields, reason = normalize_row(row, number, self.hh_format)
+        empty: dict[str, Any] = {
+            "prompt_ids": [],
+            "chosen_ids": [],
+            "rejected_ids": [],
+            "length": 0,
+            "row": number,
+            "prompt_was_cut": False,
+        }
+        if reason:
+            return {**empty, "skip_reason": reason}
+        ids, reason = self._conversation(fields) if isinstance(fields["chosen"], list) else self._text(fields)
+        if reason:
+            return {**empty, "skip_reason": reason}
+        prompt, chosen, rejected = ids
+        if chosen == rejected:
+            return {**empty, "skip_reason": "tie"}
+        room = self.max_length - max(len(chosen), len(rejected))
+        cut = len(prompt) > room
+        if cut:
+            if not self.keep_end:
+                return {
+                    **empty,
+                    "skip_reason": "prompt_too_long" if len(prompt) >= self.max_length else "answer_too_long",
+                }
+            head = self.bos if prompt[:1] == self.bos else []
+            if room <= len(head):
+                return {**empty, "skip_reason": "answer_too_long"}
+            prompt = head + prompt[len(prompt) - (room - len(head)) :]
+        return {
+            "prompt_ids": prompt,
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+            "length": len(prompt) + max(len(chosen), len(rejected)),
+            "row": number,
+            "prompt_was_cut": cut,
+            "skip_reason": "",
+        }
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _text(self, fields: dict[str, str]) -> tuple[tuple[list[int], list[int], list[int]], str | None]:
+        prompt = self.bos + self._ids(fields["prompt"]) if fields["prompt"] else self.start
+        if not prompt:
+            return ([], [], []), "empty_prompt"
+        answers = [self._ids(fields[side]) for side in ("chosen", "rejected")]
+        answers = [ids if ids[-1:] == self.eos else ids + self.eos for ids in answers]
+        return (prompt, answers[0], answers[1]), None
+
+    def _conversation(self, fields: dict[str, Any]) -> tuple[tuple[list[int], list[int], list[int]], str | None]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ConfigError(
+                "the data are conversations but the tokenizer has no chat template: use an instruction-tuned model's "
+                "tokenizer, set tokenizer.chat_template, or give prompt, chosen and rejected as text"
+            )
+        if not fields["prompt"]:
+            return ([], [], []), "empty_prompt"
+        render = self.tokenizer.apply_chat_template
+        prompt = render(fields["prompt"], tokenize=False, add_generation_prompt=True)
+        answers = []
+        for side in ("chosen", "rejected"):
+            whole = render(fields["prompt"] + fields[side], tokenize=False)
+            if not whole.startswith(prompt) or len(whole) == len(prompt):
+                return ([], [], []), "template"
+            answers.append(self._ids(whole[len(prompt) :]))
+        return (self._ids(prompt), answers[0], answers[1]), None

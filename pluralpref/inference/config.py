@@ -1,0 +1,89 @@
+"""The options of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from pluralpref.errors import ConfigError
+
+METHODS = ("auto", "closed_form", "quadrature", "monte_carlo")
+
+
+@dataclass
+class MixDPOConfig(TrainingArguments):
+    r"""Options of :class:`~pluralpref.inference.MixDPOTrainer`; names and meanings follow TRL's ``DPOConfig``.
+
+    Adds to :class:`transformers.TrainingArguments`:
+
+    :param max_length: longest prompt plus answer, in tokens.
+    :param truncation_mode: ``"drop"`` skips and counts pairs that are longer; ``"keep_end"`` cuts the oldest tokens
+        of the prompt. Answers are never cut.
+    :param strict: refuse a data set with any row that can't be used, instead of counting such rows.
+    :param num_samples: K, draws of beta for each pair; giving it asks for Monte Carlo. ``None``: see ``marginal``.
+    :param marginal: how beta is integrated out: ``"auto"`` (the most exact way that there is), ``"closed_form"``,
+        ``"quadrature"``, ``"monte_carlo"``.
+    :param strength_learning_rate: learning rate of the strength model's parameters, which are on a log scale:
+        0.01 moves them by about one percent a step. They follow the schedule and get no weight decay.
+    :param precompute_ref_log_probs: run the reference once over all pairs before training, and free it.
+    :param precompute_ref_batch_size: pairs in a batch of that pass; default: the batch size of evaluation.
+    :param disable_dropout: every kind of dropout off in the policy (it always is in the reference).
+    :param group_columns: columns by whose values accuracies are reported apart.
+    :param logits_budget_bytes: logits above this size are recomputed in the backward pass instead of kept.
+    :raises ConfigError: for values out of range and options that contradict each other.
+    """
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of the policy."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    max_length: int = field(default=1024, metadata={"help": "Longest prompt plus answer, in tokens."})
+    truncation_mode: str = field(
+        default="drop", metadata={"help": "drop: skip longer pairs; keep_end: cut the oldest prompt tokens."}
+    )
+    strict: bool = field(default=False, metadata={"help": "Refuse rows that can't be used instead of counting them."})
+    num_samples: int | None = field(
+        default=None, metadata={"help": "K, Monte Carlo draws of beta for each pair (the MixDPO paper: 16)."}
+    )
+    marginal: str = field(default="auto", metadata={"help": f"How beta is integrated out: {', '.join(METHODS)}."})
+    strength_learning_rate: float = field(
+        default=1e-2, metadata={"help": "Learning rate of the strength model's parameters."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "Run the reference once before training, and free it."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs in a batch of that pass (default: the evaluation batch size)."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Every kind of dropout off in the policy."})
+    group_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Columns by whose values accuracies are reported apart."}
+    )
+    logits_budget_bytes: int = field(
+        default=256 * 2**20, metadata={"help": "Logits above this size are recomputed in the backward pass."}
+    )
+
+    def __post_init__(self) -> None:
+        # Columns such as the annotator aren't arguments of the policy's forward.
+        self.remove_unused_columns = False
+        super().__post_init__()
+        for name in ("max_length", "num_samples", "precompute_ref_batch_size", "logits_budget_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: must be at least 1")
+        if self.truncation_mode not in ("drop", "keep_end"):
+            raise ConfigError(
+                f"truncation_mode={self.truncation_mode!r}: choose 'drop' or 'keep_end' (TRL's 'keep_start' cuts "
+                "answers, which changes what was preferred)"
+            )
+        if self.marginal not in METHODS:
+            raise ConfigError(f"marginal={self.marginal!r}: choose one of {', '.join(METHODS)}")
+        if self.num_samples is not None and self.marginal not in ("auto", "monte_carlo"):
+            raise ConfigError(f"num_samples={self.num_samples} has no effect with marginal={self.marginal!r}")
+        if self.strength_learning_rate < 0:
+            raise ConfigError(f"strength_learning_rate={self.strength_learning_rate}: must not be negative")
+        if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:
+            raise ConfigError("precompute_ref_batch_size has no effect without precompute_ref_log_probs")
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor has no effect here: give soft labels in the column 'preferred' instead"
+            )

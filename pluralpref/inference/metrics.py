@@ -1,0 +1,65 @@
+"""Metrics of training and evaluation as sums and counts over pairs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pluralpref.likelihood import PairLogps
+
+
+class PairMetrics:
+    r"""Weighted sums over pairs; the mean of any division into batches is the same.
+
+    ``rewards/*`` are :math:`E[\beta]` times log-ratios, as TRL's are beta times log-ratios; ``margins`` is the
+    beta-free margin in nats. A pair with margin exactly 0 is a tie: no win, counted under ``rewards/ties``.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, float] = defaultdict(float)
+
+    def add(self, name: str, values: Tensor, weight: Tensor) -> None:
+        """Add ``values`` (pairs,) under ``name``, weighted."""
+        self.sums[name] += float((values.detach().double() * weight).sum())
+        self.counts[name] += float(weight.sum())
+
+    def update(
+        self,
+        policy: PairLogps,
+        reference: PairLogps,
+        margins: Tensor,
+        weight: Tensor,
+        preferred: Tensor,
+        mean_beta: Tensor,
+        groups: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Add a batch; all tensors (pairs,), log-probabilities and margins in nats."""
+        h = margins.detach()
+        beta = mean_beta.to(h.device)
+        # A label below 1/2 says that the answer called rejected was preferred.
+        correct = torch.where(preferred >= 0.5, h > 0, h < 0).double()
+        self.add("rewards/chosen", beta * (policy.chosen.detach() - reference.chosen), weight)
+        self.add("rewards/rejected", beta * (policy.rejected.detach() - reference.rejected), weight)
+        self.add("rewards/margins", beta * h, weight)
+        self.add("rewards/accuracies", correct, weight)
+        self.add("rewards/ties", (h == 0).double(), weight)
+        self.add("logps/chosen", policy.chosen, weight)
+        self.add("logps/rejected", policy.rejected, weight)
+        self.add("margins", h, weight)
+        for column, names in groups.items():
+            for name in dict.fromkeys(names):
+                rows = torch.tensor([value == name for value in names], device=h.device)
+                self.add(f"group/{column}={name}/rewards/accuracies", correct[rows], weight[rows])
+
+    def compute(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name] > 0}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums.clear()
+        self.counts.clear()

@@ -1,0 +1,467 @@
+"""Training a policy together with the distribution of preference strength."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from datasets import Dataset, DatasetDict
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
+from pluralpref.errors import ConfigError, DataError, UnsupportedError
+from pluralpref.inference.config import MixDPOConfig
+from pluralpref.inference.metrics import PairMetrics
+from pluralpref.inference.mixdpo import MixDPO
+from pluralpref.likelihood import (
+    disable_dropout,
+    frozen_copy,
+    log_ratio_margins,
+    pair_logps,
+    precompute_reference,
+    reference_pair_logps,
+)
+from pluralpref.models import FixedStrength, LogNormalStrength, PreferenceModel, StrengthModel, TwoSiteModel
+
+_GUIDE_NAME = "strength_guide.safetensors"
+_TWO_SITE_NAME = "strength.safetensors"
+_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
+
+
+class MixDPOTrainer(Trainer):
+    r"""A :class:`transformers.Trainer` with a Pyro model in the place of beta.
+
+    Minimises :math:`-\log E_\beta[\sigma(\beta h)]` over the policy and the global parameters of the strength model
+    together; with :class:`~pluralpref.models.FixedStrength` this is plain DPO. The strength's parameters are a group
+    of their own in the optimiser and part of every checkpoint; evaluation changes neither them nor the generator.
+
+    :param model: a causal language model, or the name or folder of one.
+    :param ref_model: the reference; ``None`` copies the policy from memory as it is handed over, unless the data set
+        has the columns ``ref_chosen_logps`` and ``ref_rejected_logps``.
+    :param strength: a strength model, or any Pyro function or module with the sites ``"beta"`` and ``"preferred"``
+        called as ``model(margins, preferred)``. Default: ``LogNormalStrength(mean=0.1, cv=0.5)``.
+    :param args: options; default ``MixDPOConfig("mixdpo_output")``.
+    :param train_dataset: preference pairs, see :mod:`pluralpref.data`; tokenised here if they aren't yet.
+    :param eval_dataset: likewise; a dict of data sets is evaluated set by set.
+    :param processing_class: the tokenizer; default: the one saved with the model.
+    :param kwargs: passed to :class:`transformers.Trainer` (callbacks, optimizers, …).
+    :raises ConfigError: for options that contradict each other or have no effect.
+    :raises DataError: for data sets that can't be used.
+
+    Reference: MixDPO, arXiv:2601.06180; R. Rafailov et al., arXiv:2305.18290.
+    """
+
+    args: MixDPOConfig
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        strength: StrengthModel | Callable[..., Any] | None = None,
+        args: MixDPOConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = MixDPOConfig("mixdpo_output") if args is None else args
+        for name in ("data_collator", "compute_loss_func", "model_init", "preprocess_logits_for_metrics"):
+            if kwargs.get(name) is not None:
+                raise ConfigError(f"{name} has no effect on MixDPOTrainer: leave it out")
+        if args.world_size > 1:
+            raise UnsupportedError("training in several processes isn't supported yet: start one process")
+        if isinstance(model, str):
+            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
+            model = AutoModelForCausalLM.from_pretrained(model)
+        if isinstance(ref_model, str):
+            ref_model = AutoModelForCausalLM.from_pretrained(ref_model)
+        if ref_model is model:
+            raise ConfigError(
+                "ref_model is the policy itself, so every margin would stay 0: leave it out to copy the policy"
+            )
+        if processing_class is None:
+            raise ConfigError("processing_class is missing: give the policy's tokenizer")
+
+        self.strength = LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength
+        self.preference_model = _as_preference_model(self.strength)
+        if isinstance(self.preference_model, TwoSiteModel):
+            self.strength = self.preference_model
+        if isinstance(self.strength, FixedStrength) and args.num_samples is not None:
+            raise ConfigError(f"num_samples={args.num_samples} has no effect on a fixed strength: leave it out")
+        self.objective = MixDPO(args.marginal, num_samples=args.num_samples)
+        self.guide = _make_guide(self.strength)
+
+        self.row_reports: dict[str, RowReport] = {}
+        train_dataset = self._prepare("train", train_dataset, processing_class, args)
+        if isinstance(eval_dataset, Mapping | DatasetDict):
+            eval_dataset = {k: self._prepare(f"eval_{k}", v, processing_class, args) for k, v in eval_dataset.items()}
+        else:
+            eval_dataset = self._prepare("eval", eval_dataset, processing_class, args)
+        _check_group_columns(args.group_columns, train_dataset, eval_dataset)
+        collator = PreferenceCollator(padding_token(processing_class), group_columns=args.group_columns)
+
+        self.ref_model: Any = None
+        sets = [d for d in (train_dataset, *_sets(eval_dataset)) if d is not None]
+        if sets and all("ref_chosen_logps" in d.column_names and "ref_rejected_logps" in d.column_names for d in sets):
+            if ref_model is not None or args.precompute_ref_log_probs:
+                raise ConfigError(
+                    "the data set has ref_chosen_logps and ref_rejected_logps, so ref_model and precompute_ref_log_probs "
+                    "have no effect: leave them out, or drop the columns"
+                )
+        else:
+            # Copied before anything trains: the reference is the policy as it was handed over.
+            self.ref_model = frozen_copy(model) if ref_model is None else frozen_copy(ref_model)
+        if args.disable_dropout:
+            disable_dropout(model)
+        self._metrics = {"train": PairMetrics(), "eval": PairMetrics()}
+        self._eval_loss = PairMetrics()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # compute_loss divides by the weights of the whole optimiser step itself.
+        self.loss_is_scaled_for_ga = True
+        # transformers can't see that a batch has a loss when it has no "labels".
+        self.can_return_loss = True
+        device = self.args.device
+        self.strength_modules = torch.nn.ModuleList(
+            [self.preference_model] + ([] if self.guide is None else [self.guide])
+        )
+        self.strength_modules.to(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        if self.ref_model is not None:
+            self.ref_model.to(device)
+        self.add_callback(_ZeroStrengthGrad(self))
+        self.num_pairs = len(train_dataset) if train_dataset is not None else 1
+        if self.optimizer is not None:
+            self._check_given_optimizer()
+        if args.precompute_ref_log_probs and self.ref_model is not None:
+            self._precompute()
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, key: str, dataset: Any, tokenizer: Any, args: MixDPOConfig) -> Any:
+        if dataset is None:
+            return None
+        prepared, report = tokenize_preferences(
+            dataset,
+            tokenizer,
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+            strict=args.strict,
+            desc=f"Tokenizing {key} pairs",
+        )
+        self.row_reports[key] = report
+        return prepared
+
+    def _precompute(self) -> None:
+        size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
+
+        def fill(dataset: Any) -> Any:
+            return precompute_reference(
+                self.ref_model,
+                dataset,
+                self.data_collator,
+                batch_size=size,
+                device=self.args.device,
+                autocast=self.compute_loss_context_manager,
+                progress=not self.args.disable_tqdm,
+                logits_budget_bytes=self.args.logits_budget_bytes,
+            )
+
+        if self.train_dataset is not None:
+            self.train_dataset = fill(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: fill(dataset) for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = fill(self.eval_dataset)
+        self.ref_model = None
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in transformers; pairs that aren't tokenised yet are tokenised."""
+        if isinstance(eval_dataset, Dataset) and "prompt_ids" not in eval_dataset.column_names:
+            eval_dataset = self._prepare("evaluate", eval_dataset, self.processing_class, self.args)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    # -- loss ----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimiser step, and the sum of their pairs' weights."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum(float(batch["weight"].sum()) for batch in batches)
+        return batches, torch.tensor(total, dtype=torch.float64)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean negative log-probability of the choices, plus what priors add once per optimiser step."""
+        mode = "train" if model.training else "eval"
+        policy = pair_logps(model, inputs, logits_budget_bytes=self.args.logits_budget_bytes)
+        reference = reference_pair_logps(inputs, self.ref_model, logits_budget_bytes=self.args.logits_budget_bytes)
+        margins = log_ratio_margins(policy, reference)
+        weight, preferred = inputs["weight"], inputs["preferred"]
+        loss, total = self._objective(margins, preferred, weight)
+        with torch.no_grad():
+            self._metrics[mode].update(
+                policy.detach(), reference, margins, weight, preferred, self.strength.mean, inputs.get("groups", {})
+            )
+        if mode == "eval":
+            self._eval_loss.add("loss", loss.detach(), total)
+        elif num_items_in_batch is not None:
+            loss = loss * (total / num_items_in_batch.to(total.device))
+        return (loss, {"margins": margins}) if return_outputs else loss
+
+    def _objective(self, margins: Tensor, preferred: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total = weight.sum()
+        if not total > 0:
+            return margins.sum() * 0, total
+        # The weights make this batch stand for all training pairs, so that priors count as they should.
+        scaled = weight * (self.num_pairs / total)
+        guide = _no_guide if self.guide is None else self.guide
+        with pyro.settings.context(module_local_params=True), _param_store_untouched():
+            loss = self.objective.differentiable_loss(self.preference_model, guide, margins, preferred, scaled)
+        return loss / self.num_pairs, total
+
+    # -- optimiser -----------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The policy's optimiser with the strength's parameters as a further group."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        parameters = [p for p in self.strength_modules.parameters() if p.requires_grad]
+        if created and parameters:
+            optimizer.add_param_group(
+                {"params": parameters, "lr": self.args.strength_learning_rate, "weight_decay": 0.0}
+            )
+        return optimizer
+
+    def _check_given_optimizer(self) -> None:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if any(id(p) not in held for p in self.strength_modules.parameters() if p.requires_grad):
+            raise ConfigError(
+                "the optimizer that was given doesn't hold the strength's parameters, so beta would never be learned: "
+                "add a group with strength.parameters()"
+            )
+
+    # -- evaluation and logs -------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """The loss of one batch; the margins as predictions."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), None if prediction_loss_only else outputs["margins"].detach(), None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in transformers, with the metrics of all pairs among the results and the generator as it was."""
+        self._metrics["eval"].reset()
+        self._eval_loss.reset()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        assert output.metrics is not None
+        values = {**self._metrics["eval"].compute(), **self._law_metrics(), **self._eval_loss.compute()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        self._metrics["eval"].reset()
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the pairs' metrics and the law of beta, and append to ``metrics.jsonl`` of the run."""
+        if "loss" in logs:
+            logs = {**logs, **self._metrics["train"].compute(), **self._law_metrics()}
+            logs.update(self.row_reports["train"].as_metrics() if "train" in self.row_reports else {})
+            self._metrics["train"].reset()
+        super().log(logs, *args, **kwargs)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(self.state.log_history[-1]) + "\n")
+
+    def _law_metrics(self) -> dict[str, float]:
+        law = self._current_law()
+        result = {
+            "beta/mean": float(law.mean.mean()),
+            "beta/std": float(law.stddev.mean()),
+        }
+        result["beta/cv"] = result["beta/std"] / result["beta/mean"]
+        if not isinstance(self.strength, FixedStrength):
+            levels = self.strength.quantile(torch.tensor(list(_QUANTILES.values()), dtype=torch.float64))
+            result.update({f"beta/{name}": float(v) for name, v in zip(_QUANTILES, levels.flatten(), strict=False)})
+        return result
+
+    @torch.no_grad()
+    def _current_law(self) -> Any:
+        if self.guide is None:
+            return self.strength.law()
+        with pyro.settings.context(module_local_params=True), _param_store_untouched():
+            return self.strength.law(parameters=self.guide.median())
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.save_strength(output_dir or self.args.output_dir)
+
+    def save_strength(self, directory: str | os.PathLike[str]) -> None:
+        """Write the strength model (and the guide of its priors) beside the policy."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.strength, StrengthModel):
+            self.strength.save_pretrained(folder)
+        else:
+            save_file(_state(self.strength), folder / _TWO_SITE_NAME)
+        if self.guide is not None:
+            save_file(_state(self.guide), folder / _GUIDE_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_strength(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_strength(self.state.best_model_checkpoint)
+
+    def _load_strength(self, directory: str) -> None:
+        if isinstance(self.strength, StrengthModel):
+            self.strength.load_strength(directory)
+        else:
+            self.strength.load_state_dict(load_file(Path(directory) / _TWO_SITE_NAME))
+        if self.guide is not None:
+            self.guide.load_state_dict(load_file(Path(directory) / _GUIDE_NAME))
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; ``resume_from_checkpoint=True`` goes on from the newest complete checkpoint, or from the start.
+
+        A checkpoint whose writing was cut off is removed: it can't be used, and training writes it again.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
+            step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())["global_step"]
+            _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", step)
+        elif resume_from_checkpoint is None:
+            _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", -1)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+    """The newest complete checkpoint of a run, or ``None``; incomplete ones are removed.
+
+    ``trainer_state.json`` is the last file of a checkpoint to be written, so a checkpoint is complete if it parses.
+    """
+    complete: list[tuple[int, Path]] = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text())
+            complete.append((int(state["global_step"]), folder))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder)
+    return str(max(complete)[1]) if complete else None
+
+
+def _forget_steps_after(path: Path, step: int) -> None:
+    """Drop log lines of steps that will run again, so that each step stands in the file once."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line)
+        except ValueError:  # a line cut off by a kill
+            continue
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, path)
+
+
+class _ZeroStrengthGrad(TrainerCallback):
+    """transformers zeroes the gradients of the policy only."""
+
+    def __init__(self, trainer: MixDPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.strength_modules.zero_grad()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.strength_modules.zero_grad()
+
+
+def _as_preference_model(strength: Any) -> PreferenceModel | TwoSiteModel:
+    if isinstance(strength, StrengthModel):
+        return PreferenceModel(strength)
+    if isinstance(strength, TwoSiteModel):
+        return strength
+    if not callable(strength):
+        raise ConfigError(
+            f"strength={strength!r}: give a strength model such as LogNormalStrength(mean=0.1, cv=0.5), or a Pyro model "
+            "with the sites 'beta' and 'preferred'"
+        )
+    return TwoSiteModel(strength)
+
+
+def _make_guide(strength: Any) -> AutoNormal | None:
+    if not isinstance(strength, StrengthModel) or not strength.priors():
+        return None
+    with pyro.settings.context(module_local_params=True), _param_store_untouched(), torch.random.fork_rng(devices=[]):
+        guide = AutoNormal(_Globals(strength))
+        guide()
+    return guide
+
+
+class _Globals:
+    """The strength's global sites alone, whatever arguments the objective passes."""
+
+    def __init__(self, strength: StrengthModel) -> None:
+        self.strength = strength
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.strength()
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextmanager
+def _param_store_untouched() -> Any:
+    with pyro.get_param_store().scope(), poutine.block():
+        yield
+
+
+def _check_group_columns(columns: list[str], train: Any, evaluation: Any) -> None:
+    for dataset in (train, *_sets(evaluation)):
+        missing = [] if dataset is None else [name for name in columns if name not in dataset.column_names]
+        if missing:
+            raise DataError(
+                f"no column {', '.join(missing)} for group_columns: there are {', '.join(dataset.column_names)}"
+            )
+
+
+def _sets(evaluation: Any) -> list[Any]:
+    return list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
+
+
+def _state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
