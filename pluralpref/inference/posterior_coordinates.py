@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyro
 import torch
@@ -118,10 +118,28 @@ def _fit_ridge(problem: PosteriorProblem) -> Tensor | None:
             shapes.append(torch.log1p(fixed**2))
     if len(modes) < 3:
         return None
-    q = torch.stack(shapes)
-    design = torch.stack([torch.ones_like(q), q, q * q], 1)
-    constants = torch.linalg.lstsq(design, torch.stack(modes)[:, None]).solution[:, 0]
-    return torch.cat([constants, torch.stack(widths).median()[None]])
+    constants = _fit_parabola([float(q) for q in shapes], [float(mode) for mode in modes])
+    return torch.tensor([*constants, float(torch.stack(widths).median())], dtype=torch.float64)
+
+
+def _fit_parabola(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+    """Least squares for y = c_0 + c_1 x + c_2 x^2, by orthogonal polynomials.
+
+    In plain arithmetic: LAPACK's last bits depend on where in memory its arguments happen to lie, and a sampler turns a
+    last bit into other draws.
+    """
+    count = len(x)
+    centre = sum(x) / count
+    linear = [v - centre for v in x]
+    norm = sum(v * v for v in linear)
+    skew = sum(v**3 for v in linear) / norm
+    square = [v * v - norm / count - skew * v for v in linear]
+    bend = sum(p * v for p, v in zip(square, y, strict=True)) / sum(p * p for p in square)
+    slope = sum(p * v for p, v in zip(linear, y, strict=True)) / norm
+    # Back to powers of x, from mean + slope (x - centre) + bend ((x - centre)^2 - norm/count - skew (x - centre)).
+    first = slope - bend * skew
+    constant = sum(y) / count - first * centre + bend * (centre * centre - norm / count)
+    return constant, first - 2 * bend * centre, bend
 
 
 def _conditional_mode(problem: PosteriorProblem, start: Tensor, cv: Tensor) -> tuple[Tensor, Tensor] | None:

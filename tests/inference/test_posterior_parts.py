@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from pluralpref.inference.choices import as_choices
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.interpolated_likelihood import interpolate_choices
 from pluralpref.inference.marginal import log_marginal
-from pluralpref.inference.posterior_coordinates import Coordinates, log_joint
+from pluralpref.inference.posterior_coordinates import Coordinates, _fit_parabola, log_joint
 from pluralpref.inference.posterior_problem import PosteriorProblem
 from pluralpref.models import GammaStrength, LogNormalStrength
 
@@ -69,6 +70,19 @@ def test_ridge_follows_the_conditional_mode():
         assert abs(float(slope)) < 0.5
 
 
+def test_ridge_constants_are_least_squares_and_repeat_to_the_bit():
+    x, y = [0.0, 0.1, 0.4, 0.9, 1.5, 2.0], [0.3, 0.2, 0.9, 0.7, 2.0, 1.1]
+    assert _fit_parabola(x, y) == pytest.approx(np.polyfit(x, y, 2)[::-1])
+    margins = torch.linspace(-1, 2, 200, dtype=torch.float64)
+    results, junk = set(), []
+    for size in range(1, 40):
+        # Memory laid out differently each time, which library routines' rounding may depend on.
+        junk.append(torch.empty(97 * size, dtype=torch.float32))
+        torch.manual_seed(0)
+        results.add(tuple(Coordinates(PosteriorProblem(GammaStrength(), as_choices(margins))).ridge.tolist()))
+    assert len(results) == 1
+
+
 def test_child_seeds_differ():
     seeds = {child_seed(seed, *path) for seed in range(20) for path in [(0,), (1,), (0, 0), (0, 1)]}
     assert len(seeds) == 80
@@ -76,7 +90,11 @@ def test_child_seeds_differ():
 
 def test_borrowed_state_gives_back_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), borrowed_state(3, threads=1):
-        torch.rand(3)
-        1 / 0  # noqa: B018
+
+    def fail():
+        with borrowed_state(3, threads=1):
+            raise ZeroDivisionError(torch.rand(3))
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,70 @@
+"""``pluralpref margins``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pluralpref.cli.options import DataOptions, ModelOptions, load_model, need, parse
+from pluralpref.cli.scoring import write_scored
+from pluralpref.data import PreferenceCollator, load_preferences, padding_token, tokenize_preferences
+from pluralpref.errors import ConfigError
+
+
+@dataclass
+class MarginsOptions:
+    """What is scored."""
+
+    policy: str | None = field(default=None, metadata={"help": "Folder or hub name of the policy."})
+    reference: str | None = field(
+        default=None, metadata={"help": "Likewise of the reference; not needed with ref_*_logps columns in the data."}
+    )
+    output: str = field(default="margins.parquet", metadata={"help": "The table to write."})
+    batch_size: int = field(default=8, metadata={"help": "Pairs in a batch."})
+    max_length: int = field(default=1024, metadata={"help": "Longest prompt plus answer, in tokens."})
+    truncation_mode: str = field(default="drop", metadata={"help": "drop or keep_end, see train."})
+    strict: bool = field(default=False, metadata={"help": "Refuse rows that can't be used."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing table."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score pairs under a policy, however it was trained, and its reference; write margins in nats as Parquet."""
+    data, model_options, options = parse(
+        "margins", (DataOptions, ModelOptions, MarginsOptions), argv, main.__doc__ or ""
+    )
+    policy_name = options.policy or need(model_options.model_name_or_path, "policy")
+    if Path(options.output).exists() and not options.overwrite:
+        raise ConfigError(f"--output {options.output} exists: choose another name or give --overwrite")
+    source = need(data.dataset_name, "dataset_name")
+    pairs = load_preferences(source, split=data.dataset_train_split, name=data.dataset_config)
+    has_columns = {"ref_chosen_logps", "ref_rejected_logps"} <= set(pairs.column_names)
+    if options.reference is None and not has_columns:
+        raise ConfigError(
+            "--reference is missing, and the data have no columns ref_chosen_logps and ref_rejected_logps"
+        )
+    policy, tokenizer = load_model(model_options, policy_name)
+    reference = None if options.reference is None else load_model(model_options, options.reference)[0]
+    tokenized, report = tokenize_preferences(
+        pairs,
+        tokenizer,
+        max_length=options.max_length,
+        truncation_mode=options.truncation_mode,
+        strict=options.strict,
+        hh_format=data.hh_format,
+    )
+    print(report.summary(), flush=True)
+    table = write_scored(
+        options.output,
+        policy,
+        reference,
+        tokenized,
+        PreferenceCollator(padding_token(tokenizer)),
+        options.batch_size,
+        {"policy": policy_name, "reference": options.reference, "dataset": source},
+    )
+    print(
+        f"{options.output}: {len(table)} margins, mean {table.margins.mean():.4g} nats, "
+        f"{(table.margins > 0).double().mean():.1%} greater than 0"
+    )
+    return 0

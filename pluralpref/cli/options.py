@@ -1,0 +1,142 @@
+"""Option handling that commands share: dataclasses, a YAML file, and flags, which win."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from pluralpref.errors import ConfigError
+
+
+@dataclass
+class DataOptions:
+    """Where the pairs come from."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A .jsonl, .json, .csv or .parquet file, a saved folder, or a hub name."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a data set on a hub."})
+    dataset_train_split: str | None = field(default=None, metadata={"help": "The split to use, if there are several."})
+    hh_format: str = field(
+        default="text", metadata={"help": "HH-RLHF transcripts as they are (text) or as chat messages (chat)."}
+    )
+
+
+@dataclass
+class ModelOptions:
+    """The policy."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub name of the policy."})
+    model_revision: str = field(default="main", metadata={"help": "Revision on the hub."})
+    dtype: str = field(default="float32", metadata={"help": "Precision of the weights: float32, bfloat16 or float16."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+
+
+class OptionParser(HfArgumentParser):
+    """As in transformers, but a mistake gives one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ConfigError(f"{message} (see pluralpref {self.prog.split()[-1]} --help)")
+
+
+def parse(command: str, kinds: Sequence[type], argv: Sequence[str], description: str) -> list[Any]:
+    """Dataclasses from ``argv`` and, with ``--config FILE.yaml``, from a file whose keys are the flags' names.
+
+    :raises ConfigError: for unknown options or values of the wrong kind.
+    """
+    parser = OptionParser(list(kinds), prog=f"pluralpref {command}", description=description)
+    parser.add_argument("--config", help="A YAML file of options; flags win over it.")
+    arguments = list(argv)
+    path = _config_path(arguments)
+    if path is not None:
+        arguments = _from_yaml(Path(path)) + arguments
+    try:
+        *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{error} (see pluralpref {command} --help)") from error
+    return parsed
+
+
+def _config_path(arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--config="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _from_yaml(path: Path) -> list[str]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected lines of the form option: value")
+    arguments: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in items)]
+    return arguments
+
+
+def need(value: Any, flag: str) -> Any:
+    """``value``, or an error that names the missing flag.
+
+    :raises ConfigError: if it is ``None``.
+    """
+    if value is None:
+        raise ConfigError(f"--{flag} is missing")
+    return value
+
+
+def load_model(options: ModelOptions, name: str | None = None) -> tuple[Any, Any]:
+    """The causal language model and its tokenizer.
+
+    :raises ConfigError: if they can't be loaded; says why.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = name or need(options.model_name_or_path, "model_name_or_path")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if options.dtype not in kinds:
+        raise ConfigError(f"--dtype {options.dtype}: choose one of {', '.join(kinds)}")
+    common = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=kinds[options.dtype], **common)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the model {source!r} can't be loaded: {str(error).splitlines()[0]}") from error
+    return model, tokenizer
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model.
+
+    :raises ConfigError: if it can't be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer of {name!r} can't be loaded: {str(error).splitlines()[0]}") from error
+
+
+def show_progress() -> bool:
+    """Whether a person is watching."""
+    return sys.stderr.isatty()

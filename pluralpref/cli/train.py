@@ -1,0 +1,134 @@
+"""``pluralpref train``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pluralpref.cli.options import DataOptions, ModelOptions, load_model, need, parse
+from pluralpref.cli.scoring import write_scored
+from pluralpref.data import load_preferences, tokenize_preferences
+from pluralpref.errors import ConfigError
+from pluralpref.inference.config import MixDPOConfig
+from pluralpref.models import FAMILIES, make_strength
+
+CONFIG_NAME = "config.yaml"
+
+
+@dataclass
+class TrainOptions:
+    """What is trained."""
+
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split of held-out pairs."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "A data set of held-out pairs of its own."})
+    strength: str = field(default="lognormal", metadata={"help": f"Family of beta: {', '.join(FAMILIES)}."})
+    beta: float = field(default=0.1, metadata={"help": "Mean of beta at the start (its value, where fixed)."})
+    strength_cv: float | None = field(
+        default=None, metadata={"help": "Coefficient of variation of beta at the start (0.5)."}
+    )
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The reference; default: the policy as loaded."}
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, save the policy and the strength model, score the held-out pairs.
+
+    Writes to ``--output_dir``: ``config.yaml``, ``checkpoint-*``, ``metrics.jsonl``, ``rows.json``, ``policy/``,
+    ``strength/`` and, with held-out pairs, ``margins.parquet``.
+    """
+    kinds = (DataOptions, ModelOptions, TrainOptions, MixDPOConfig)
+    data, model_options, options, config = parse("train", kinds, argv, main.__doc__ or "")
+    source = need(data.dataset_name, "dataset_name")
+    run = Path(need(config.output_dir, "output_dir"))
+    resume = _resume(config.resume_from_checkpoint)
+    if (run / CONFIG_NAME).exists() and resume is None:
+        raise ConfigError(
+            f"--output_dir {run} holds another run: choose another folder, or go on with --resume_from_checkpoint True"
+        )
+    strength = make_strength(options.strength, options.beta, options.strength_cv)
+    train_pairs = load_preferences(source, split=data.dataset_train_split, name=data.dataset_config)
+    held_out = None
+    if options.eval_dataset_name is not None:
+        held_out = load_preferences(options.eval_dataset_name, split=options.dataset_test_split)
+    elif options.dataset_test_split is not None:
+        held_out = load_preferences(source, split=options.dataset_test_split, name=data.dataset_config)
+    if held_out is None and config.eval_strategy != "no":
+        raise ConfigError("eval_strategy needs held-out pairs: give --dataset_test_split or --eval_dataset_name")
+    model, tokenizer = load_model(model_options)
+    reference = None
+    if options.ref_model_name_or_path is not None:
+        reference, _ = load_model(model_options, options.ref_model_name_or_path)
+
+    from pluralpref.inference.trainer import MixDPOTrainer
+
+    reports = {}
+    prepared = {}
+    for key, pairs in (("train", train_pairs), ("held_out", held_out)):
+        if pairs is None:
+            continue
+        prepared[key], reports[key] = tokenize_preferences(
+            pairs,
+            tokenizer,
+            max_length=config.max_length,
+            truncation_mode=config.truncation_mode,
+            strict=config.strict,
+            hh_format=data.hh_format,
+            desc=f"Tokenizing {key} pairs",
+        )
+        print(f"{key}: {reports[key].summary()}", flush=True)
+    trainer = MixDPOTrainer(
+        model=model,
+        ref_model=reference,
+        strength=strength,
+        args=config,
+        train_dataset=prepared["train"],
+        eval_dataset=prepared.get("held_out"),
+        processing_class=tokenizer,
+    )
+    trainer.row_reports.update({"train": reports["train"]})
+    run.mkdir(parents=True, exist_ok=True)
+    if resume is None:
+        settings = {**asdict(data), **asdict(model_options), **asdict(options), **_changed(config)}
+        (run / CONFIG_NAME).write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+    (run / "rows.json").write_text(json.dumps({k: r.to_dict() for k, r in reports.items()}, indent=2) + "\n")
+    result = trainer.train(resume_from_checkpoint=resume)
+    trainer.model.save_pretrained(run / "policy")
+    tokenizer.save_pretrained(run / "policy")
+    trainer.save_strength(run / "strength")
+    print(f"trained {result.global_step} steps; beta at the end of training: {trainer.strength}", flush=True)
+    if held_out is not None:
+        table = write_scored(
+            run / "margins.parquet",
+            trainer.model,
+            trainer.ref_model,
+            trainer.eval_dataset,
+            trainer.data_collator,
+            config.per_device_eval_batch_size,
+            {"policy": str(run / "policy"), "reference": model_options.model_name_or_path, "dataset": source},
+        )
+        print(f"margins of {len(table)} held-out pairs: {run / 'margins.parquet'}", flush=True)
+    return 0
+
+
+def _resume(value: str | None) -> str | bool | None:
+    if value is None or value.lower() in ("false", "no"):
+        return None
+    return True if value.lower() in ("true", "yes") else value
+
+
+def _changed(config: MixDPOConfig) -> dict[str, object]:
+    """The options that differ from their defaults: enough to run again, short enough to read."""
+    default = MixDPOConfig(config.output_dir)
+    values = config.to_dict()
+    standard = default.to_dict()
+    plain = (str, int, float, bool, list)
+    return {
+        name: value
+        for name, value in values.items()
+        if (value != standard.get(name) or name in ("output_dir", "seed")) and isinstance(value, plain)
+    }
