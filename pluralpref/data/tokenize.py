@@ -51,6 +51,8 @@ def tokenize_preferences(
     if all(column in dataset.column_names for column in TOKEN_COLUMNS):
         return _pass_through(dataset)
     check_columns(dataset)
+    if not len(dataset):  # map would leave no columns to count
+        RowReport().check(strict)
     if {"row", "length", "skip_reason"} & set(dataset.column_names):
         raise DataError("columns named row, length or skip_reason would be overwritten: rename them")
     encoder = _Encoder(tokenizer, max_length, truncation_mode, hh_format)
