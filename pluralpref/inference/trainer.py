@@ -64,6 +64,8 @@ class MixDPOTrainer(Trainer):
     """
 
     args: MixDPOConfig
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class MixDPOTrainer(Trainer):
         if processing_class is None:
             raise ConfigError("processing_class is missing: give the policy's tokenizer")
 
-        self.strength = LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength
+        self.strength: Any = LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength
         self.preference_model = _as_preference_model(self.strength)
         if isinstance(self.preference_model, TwoSiteModel):
             self.strength = self.preference_model
@@ -296,6 +298,7 @@ class MixDPOTrainer(Trainer):
             with path.open("a") as file:
                 file.write(json.dumps(self.state.log_history[-1]) + "\n")
 
+    @torch.no_grad()
     def _law_metrics(self) -> dict[str, float]:
         law = self._current_law()
         result = {

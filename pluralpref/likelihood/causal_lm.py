@@ -53,7 +53,7 @@ def is_distributed_wrapper(model: nn.Module) -> bool:
 
 def base_causal_lm(model: nn.Module) -> nn.Module:
     """Return the transformers model inside ``model``: a PEFT model's base (its adapters live in the layers)."""
-    inner = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    inner: Any = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     return inner

@@ -95,8 +95,7 @@ class DropoutSwitch:
             for name in _probabilities(module):
                 self._probabilities.append((module, name, getattr(module, name)))
                 setattr(module, name, 0.0)
-        held: Any = _TrainWithoutDropout(model)
-        model.train = held
+        vars(model)["train"] = _TrainWithoutDropout(model)
         model.train(model.training)
 
     def restore(self) -> None:

@@ -147,5 +147,6 @@ def _decode(value: Any) -> Any:
         family: Any = getattr(pyro.distributions, value["distribution"], None)
         if not (isinstance(family, type) and issubclass(family, torch.distributions.Distribution)):
             raise DataError(f"{value['distribution']!r} is no Pyro distribution")
-        return family(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})
+        build: Any = family
+        return build(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})
     return value

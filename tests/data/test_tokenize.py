@@ -14,9 +14,7 @@ EOT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-OPEN_TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-)
+OPEN_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
 def _tokenizer(*, corpus=(), bos=False, add_bos=False, eos=True, lower=False, template=None):
@@ -151,7 +149,9 @@ def test_keep_end_cuts_the_prompt_of_both_alike(plain):
     whole = _one(plain, *PAIR)
     cut = _one(plain, *PAIR, max_length=5, truncation_mode="keep_end")
     assert cut == (whole[0][-2:], whole[1], whole[2])
-    encoded, report = tokenize_preferences(_pairs(PAIR, ("q", "a", "b")), plain, max_length=5, truncation_mode="keep_end")
+    encoded, report = tokenize_preferences(
+        _pairs(PAIR, ("q", "a", "b")), plain, max_length=5, truncation_mode="keep_end"
+    )
     assert report.cut_prompts == 1
     assert not report.skipped
     assert encoded["length"][:] == [5, 3]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 STEPS = 12
-SCRIPT = '''
+SCRIPT = """
 import json
 import os
 import signal
@@ -85,7 +85,7 @@ trainer = MixDPOTrainer(
 )
 trainer.train(resume_from_checkpoint=True if resume == "resume" else None)
 trainer.save_model()
-'''
+"""
 
 
 def _run(script: Path, output: Path, case: str, kill: str = "never", resume: str = "fresh") -> int:

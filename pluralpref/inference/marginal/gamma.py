@@ -89,8 +89,9 @@ def gamma_log_losing(shape: Tensor, rate: Tensor, magnitude: Tensor) -> Tensor:
         log1p_z = torch.log1p(z)
         fraction = z / (1 + z)
     k = torch.arange(weights.shape[0], dtype=dtype, device=magnitude.device)
-    terms = torch.exp(-shape.unsqueeze(-1) * torch.log1p(fraction.unsqueeze(-1) * k))
-    return -shape * log1p_z + torch.log(terms @ weights)
+    # The weights sum to 1/2. Summing the terms less 1 makes the value at h = 0 exactly that.
+    terms = torch.expm1(-shape.unsqueeze(-1) * torch.log1p(fraction.unsqueeze(-1) * k))
+    return -shape * log1p_z + torch.log(0.5 + terms @ weights)
 
 
 def _gamma_marginal(shape: Tensor, rate: Tensor, margins: Tensor) -> Tensor:
