@@ -14,7 +14,8 @@ EOT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-OPEN_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+OPEN_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+OPEN_TEMPLATE += "{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
 def _tokenizer(*, corpus=(), bos=False, add_bos=False, eos=True, lower=False, template=None):
@@ -121,7 +122,7 @@ def test_a_template_without_end_of_turn_gets_no_eos():
 def test_a_template_that_changes_the_prompt_is_counted():
     tokenizer = _tokenizer(template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     data = Dataset.from_list([{"chosen": _chat("q", "yes"), "rejected": _chat("q", "no")}])
-    with pytest.raises(DataError, match="no row can be used.*template doesn't separate"):
+    with pytest.raises(DataError, match=r"no row can be used.*template doesn't separate"):
         tokenize_preferences(data, tokenizer)
 
 

@@ -1,5 +1,6 @@
 """The trainer: losses and gradients against formulas, metrics, refusals."""
 
+import itertools
 import json
 import math
 
@@ -291,7 +292,7 @@ def test_strength_gradients_do_not_pile_up(make):
 
     trainer.compute_loss = spy
     trainer.train()
-    for (before, gradient), (after, _) in zip(seen, seen[1:], strict=False):
+    for (before, gradient), (after, _) in itertools.pairwise(seen):
         assert after - before == pytest.approx(-0.05 * gradient, abs=1e-9)
     assert abs(seen[-1][1]) > 1e-4
 
@@ -492,7 +493,7 @@ def test_refuses_the_policy_as_reference(make, tiny_llama):
 
 
 def test_refuses_an_unknown_group_column(make):
-    with pytest.raises(DataError, match="no column region for group_columns: there are .*topic"):
+    with pytest.raises(DataError, match=r"no column region for group_columns: there are .*topic"):
         make(group_columns=["topic", "region"])
 
 
