@@ -85,7 +85,7 @@ def test_single_choices_match_a_grid(family):
     margins, _ = simulate(family(mean=0.8, cv=0.8).law(), 1200, 1, seed=3)
     moments = grid_posterior(
         family, 0.3, margins, torch.arange(len(margins)),
-        torch.linspace(-0.9, 1.6, 45, dtype=torch.float64), torch.linspace(0.02, 3.6, 60, dtype=torch.float64),
+        torch.linspace(-0.9, 3.0, 60, dtype=torch.float64), torch.linspace(0.02, 7.0, 100, dtype=torch.float64),
     )  # fmt: skip
     posterior = fit(family(mean=0.3, cv=0.1), margins, num_samples=250, num_warmup=120, num_chains=2, seed=1)
     assert_matches(posterior, moments)
