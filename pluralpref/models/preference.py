@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -12,6 +14,17 @@ from torch import Tensor
 
 from pluralpref.errors import DataError
 from pluralpref.models.strength import StrengthModel
+
+
+@contextmanager
+def weighting(weight: Tensor | None) -> Iterator[None]:
+    """Scale the log-probabilities of the sites inside; a weight of 0, which Pyro's scale refuses, masks them."""
+    if weight is None:
+        yield
+        return
+    used = weight > 0
+    with poutine.mask(mask=used), poutine.scale(scale=torch.where(used, weight, torch.ones_like(weight))):
+        yield
 
 
 class ChoiceData(NamedTuple):
@@ -67,15 +80,15 @@ class PreferenceModel(torch.nn.Module):
         """
         data = self.data(margins, preferred, weight, annotator, context)
         law = self.strength(data.context)
-        scale = 1.0 if data.weight is None else data.weight
+        weighted = weighting(data.weight)
         pairs = pyro.plate("pairs", data.margins.shape[-1], dim=-1)
         if data.annotator is None:
-            with pairs, poutine.scale(scale=scale):
+            with pairs, weighted:
                 beta = pyro.sample("beta", law)
                 return self._choose(beta * data.margins, data.preferred)
         with pyro.plate("annotators", int(data.annotator.max()) + 1, dim=-1):
             beta = pyro.sample("beta", law)
-        with pairs, poutine.scale(scale=scale):
+        with pairs, weighted:
             return self._choose(beta[..., data.annotator] * data.margins, data.preferred)
 
     @staticmethod

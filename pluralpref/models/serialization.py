@@ -80,6 +80,8 @@ class PretrainedStrength(torch.nn.Module):
             raise DataError(f"{folder} holds no {CONFIG_NAME}: not a saved strength model") from None
         except json.JSONDecodeError as error:
             raise DataError(f"{folder / CONFIG_NAME} is damaged: {error}") from None
+        if not isinstance(config, dict) or not {"class", "args", "kwargs"} <= set(config):
+            raise DataError(f"{folder / CONFIG_NAME} is damaged: it must hold class, args and kwargs")
         name = config["class"]
         family = cls if cls.__name__ == name else _FAMILIES.get(name)
         if family is None or not issubclass(family, cls):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pluralpref.errors import ConfigError
+from pluralpref.models.preference import weighting
 from pluralpref.models.quantiles import quantile
 
 
@@ -57,8 +58,7 @@ class TwoSiteModel(torch.nn.Module):
         :param preferred: observed choices in [0, 1], shape (pairs,), or ``None``.
         :param weight: scales the log-probability of each pair, shape (pairs,).
         """
-        handlers = poutine.scale(scale=1.0 if weight is None else weight)
-        with pyro.settings.context(module_local_params=True), _LocalParams(self), handlers:
+        with pyro.settings.context(module_local_params=True), _LocalParams(self), weighting(weight):
             return self.model(margins, preferred)
 
     def law(self) -> Distribution:

@@ -57,7 +57,6 @@ def test_weights_scale_the_log_probability():
     torch.testing.assert_close(heavy["preferred"]["log_prob"], weight * light["preferred"]["log_prob"])
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="poutine.scale refuses a weight of 0, which is allowed")
 def test_a_weight_of_zero_switches_a_pair_off():
     weight = torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     trace = trace_of(PreferenceModel(FixedStrength(0.3)), MARGINS, ONES, weight=weight)

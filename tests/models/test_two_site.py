@@ -80,7 +80,6 @@ def test_weights_scale_each_pair():
     torch.testing.assert_close(trace.nodes["preferred"]["log_prob"], expected)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="poutine.scale refuses a weight of 0, which is allowed")
 def test_a_weight_of_zero_switches_a_pair_off():
     preferred, weight = torch.ones(3).double(), torch.tensor([0.0, 2.0, 0.5]).double()
     trace = poutine.trace(TwoSiteModel(two_sites)).get_trace(MARGINS, preferred, weight)
