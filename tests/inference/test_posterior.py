@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 
+import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ import torch
 from pyro.nn import PyroParam
 from torch.distributions import constraints
 
+from pluralpref.data.margins_table import MarginsTable
 from pluralpref.errors import ConfigError, DataError, IdentificationWarning, NumericsWarning, UnsupportedError
 from pluralpref.inference.arviz_data import load_netcdf, loo, mcse_mean, summary
 from pluralpref.inference.choices import as_choices
@@ -65,6 +67,9 @@ def grid_posterior(family, start_mean, margins, code, log_means, cvs):
     density = (inside @ per_person.exp().T).log().sum(1)
     prior = -((log_mean - np.log(start_mean)) ** 2) / (2 * 2.0**2) - cv**2 / (2 * 1.5**2)
     weight = torch.softmax(density + prior, 0)
+    # A grid that cuts off a tail would be a wrong reference. At the lower end of cv there is a true boundary.
+    table = weight.reshape(len(log_means), len(cvs))
+    assert max(float(edge.sum()) for edge in (table[0], table[-1], table[:, -1])) < 3e-4
     moments = {}
     for name, values in (("log_mean", log_mean), ("cv", cv)):
         mean = float((weight * values).sum())
@@ -77,10 +82,10 @@ def assert_matches(posterior, moments):
     for name, draws in (("log_mean", np.log(posterior.draws("beta_mean"))), ("cv", posterior.draws("beta_cv"))):
         mean, sd = moments[name]
         assert abs(draws.mean() - mean) < 4 * mcse_mean(draws), (name, draws.mean(), mean)
-        assert draws.std() == pytest.approx(sd, rel=0.15)
+        assert abs(draws.std() - sd) < 4 * float(az.mcse(draws, method="sd"))
 
 
-@pytest.mark.parametrize("family", [LogNormalStrength, GammaStrength])
+@pytest.mark.parametrize("family", [LogNormalStrength, pytest.param(GammaStrength, marks=pytest.mark.slow)])
 def test_single_choices_match_a_grid(family):
     margins, _ = simulate(family(mean=0.8, cv=0.8).law(), 1200, 1, seed=3)
     moments = grid_posterior(
@@ -97,7 +102,7 @@ def test_panels_match_a_grid(family):
     margins, code = simulate(family(mean=0.8, cv=0.8).law(), 120, 8, seed=4)
     moments = grid_posterior(
         family, 0.3, margins, code,
-        torch.linspace(-0.9, 0.9, 45, dtype=torch.float64), torch.linspace(0.02, 2.6, 60, dtype=torch.float64),
+        torch.linspace(-1.2, 2.5, 61, dtype=torch.float64), torch.linspace(0.02, 6.0, 100, dtype=torch.float64),
     )  # fmt: skip
     posterior = fit(
         family(mean=0.3, cv=0.1), margins, annotator=code, num_samples=400, num_warmup=200, num_chains=2, seed=1
@@ -109,7 +114,7 @@ def test_panel_short_run_is_near_the_grid():
     margins, code = simulate(LogNormalStrength(mean=0.8, cv=0.8).law(), 60, 8, seed=4)
     moments = grid_posterior(
         LogNormalStrength, 0.3, margins, code,
-        torch.linspace(-1.2, 1.4, 40, dtype=torch.float64), torch.linspace(0.02, 3.6, 50, dtype=torch.float64),
+        torch.linspace(-1.5, 3.5, 61, dtype=torch.float64), torch.linspace(0.02, 7.0, 100, dtype=torch.float64),
     )  # fmt: skip
     posterior = fit(
         LogNormalStrength(mean=0.3, cv=0.1), margins, annotator=code, num_samples=80, num_warmup=60, num_chains=2
@@ -337,23 +342,39 @@ def test_weights_are_repetitions_and_labels_turn_margins(annotator):
 
 
 def test_a_margins_table_brings_its_columns():
-    class Table:
-        margins = np.array([0.5, -1.0, 2.0, 0.1])
-        annotator = np.array([0, 1, 1, 0])
-        annotator_names = ("ann", "bob")
-        weight = np.ones(4)
-        preferred = np.array([1.0, 1.0, 0.5, 1.0])
+    table = MarginsTable(
+        margins=torch.tensor([0.5, -1.0, 2.0, 0.1]),
+        annotator=["ann", "bob", "bob", "ann"],
+        weight=torch.tensor([1.0, 1.0, 2.0, 1.0]),
+        preferred=torch.tensor([1.0, 1.0, 0.5, 1.0]),
+        groups={"country": ["x", "x", "y", "y"]},
+    )
+    choices = as_choices(table)
+    assert choices.annotator_names == ("ann", "bob")
+    assert choices.annotator.tolist() == [0, 1, 1, 0]
+    assert choices.weight.tolist() == [1.0, 1.0, 2.0, 1.0]
+    assert choices.preferred.tolist() == [1.0, 1.0, 0.5, 1.0]
+    assert choices.groups["country"].tolist() == ["x", "x", "y", "y"]
+    assert as_choices(table, annotator=[1, 2, 3, 4]).num_annotators == 4
 
-    posterior = fit(GammaStrength(), Table(), **SHORT)
-    assert posterior.annotators == ("ann", "bob")
-    assert posterior.is_panel
+
+def test_codes_with_names():
+    class Coded:
+        margins = np.array([0.5, -1.0, 2.0])
+        annotator = np.array([1, 0, 1])
+        annotator_names = ("ann", "bob")
+
+    assert as_choices(Coded()).annotator_names == ("bob", "ann")
+    Coded.annotator = np.array([1, 0, 2])
+    with pytest.raises(DataError, match="code 2 in row 2 has no entry in annotator_names, which has 2"):
+        as_choices(Coded())
 
 
 def test_own_priors_are_used():
     margins, _ = simulate(LogNormalStrength(mean=0.8, cv=0.8).law(), 50, 1)
     tight = dist.LogNormal(torch.tensor(0.0), torch.tensor(1e-3))
     posterior = fit(LogNormalStrength(mean=0.1), margins, priors={"beta_mean": tight}, **SHORT)
-    assert posterior.draws("beta_mean") == pytest.approx(1.0, abs=0.01)
+    assert np.abs(posterior.draws("beta_mean") - 1.0).max() < 0.01
     assert posterior.draws("beta_mean").dtype == np.float64
 
 
