@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -123,12 +123,13 @@ def _resume(value: str | None) -> str | bool | None:
 
 def _changed(config: MixDPOConfig) -> dict[str, object]:
     """The options that differ from their defaults: enough to run again, short enough to read."""
-    default = MixDPOConfig(config.output_dir)
-    values = config.to_dict()
-    standard = default.to_dict()
-    plain = (str, int, float, bool, list)
-    return {
-        name: value
-        for name, value in values.items()
-        if (value != standard.get(name) or name in ("output_dir", "seed")) and isinstance(value, plain)
-    }
+    # Compared with the declared defaults: making a second config would reset accelerate's state under the trainer.
+    settings = {}
+    for option in fields(config):
+        value = getattr(config, option.name)
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        wanted = option.name in ("output_dir", "seed") or value != default
+        if option.init and wanted and isinstance(value, str | int | float | list):
+            # Enumerations are strings of their own kind, which YAML would write as Python objects.
+            settings[option.name] = str(getattr(value, "value", value)) if isinstance(value, str) else value
+    return settings

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from pluralpref.cli.main import COMMANDS, main
+from pluralpref.data import read_margins
+from pluralpref.errors import NumericsWarning
+from pluralpref.models import StrengthModel
+
+
+@pytest.fixture
+def workplace(tmp_path, tiny_llama, tiny_tokenizer):
+    """A folder with a model and two files of pairs."""
+    tiny_llama(0).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    for name, start in (("train", 0), ("held_out", 100)):
+        rows = [
+            {"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "annotator": f"p{i % 4}"}
+            for i in range(start, start + 24)
+        ]
+        rows.append({"prompt": "q", "chosen": "same", "rejected": "same", "annotator": "p0"})
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def train_arguments(folder, *more):
+    return [
+        "train", "--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "train.jsonl"),
+        "--eval_dataset_name", str(folder / "held_out.jsonl"), "--output_dir", str(folder / "run"),
+        "--max_steps", "6", "--save_steps", "3", "--logging_steps", "1", "--per_device_train_batch_size", "4",
+        "--learning_rate", "1e-3", "--report_to", "none", "--use_cpu", "True", "--disable_tqdm", "True", *more,
+    ]  # fmt: skip
+
+
+def test_train_margins_posterior_report(workplace, capsys):
+    run = workplace / "run"
+    assert main(train_arguments(workplace, "--strength", "gamma", "--beta", "0.2")) == 0
+    assert "24 of 25 rows used" in capsys.readouterr().out
+    assert (run / "policy" / "model.safetensors").is_file()
+    strength = StrengthModel.from_pretrained(run / "strength")
+    assert type(strength).__name__ == "GammaStrength"
+    assert float(strength.mean) != pytest.approx(0.2, abs=1e-9)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["strength"] == "gamma"
+    assert config["max_steps"] == 6
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][:6] == [*range(1, 7)]
+    table = read_margins(run / "margins.parquet")
+    assert len(table) == 24
+    assert set(table.annotator) == {"p0", "p1", "p2", "p3"}
+
+    again = workplace / "again.parquet"
+    score = ["margins", "--policy", str(run / "policy"), "--reference", str(workplace / "model")]
+    assert main([*score, "--dataset_name", str(workplace / "held_out.jsonl"), "--output", str(again)]) == 0
+    assert (read_margins(again).margins - table.margins).abs().max() < 1e-5
+
+    draws = ["--num_samples", "20", "--num_warmup", "20", "--num_chains", "2"]
+    with pytest.warns(NumericsWarning):  # so few draws can't converge
+        assert main(["posterior", "--margins", str(again), "--output", str(run / "posterior.nc"), *draws]) == 0
+    assert main(["report", "--run_dir", str(run)]) == 0
+    html = (run / "report.html").read_text()
+    assert "skipped/tie" in html
+    assert "beta_cv" in html
+
+
+def test_a_folder_with_another_run_is_refused_and_resume_goes_on(workplace, capsys):
+    assert main(train_arguments(workplace)) == 0
+    assert main(train_arguments(workplace)) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert main(train_arguments(workplace, "--resume_from_checkpoint", "True")) == 0
+
+
+def test_yaml_options_and_flags_that_win(workplace, capsys):
+    config = workplace / "options.yaml"
+    config.write_text("strength: fixed\nbeta: 0.3\nmax_steps: 99\n")
+    assert main(train_arguments(workplace, "--config", str(config), "--beta", "0.4")) == 0
+    assert float(StrengthModel.from_pretrained(workplace / "run" / "strength").mean) == 0.4
+    config.write_text("no_such_option: 1\n")
+    assert main(["train", "--config", str(config)]) == 2
+    assert "no_such_option" in capsys.readouterr().err
+
+
+def test_inspect_shows_rows_and_the_step_0_margin(workplace, capsys):
+    source = ["--model_name_or_path", str(workplace / "model"), "--dataset_name", str(workplace / "train.jsonl")]
+    assert main(["inspect", *source, "--step0", "True"]) == 0
+    out = capsys.readouterr().out
+    assert "24 of 25 rows used" in out
+    assert "'good 0" in out
+    assert "largest |h| 0 nats" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "unknown command 'nonsense'"),
+        (["train", "--dataset_name", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["train"], "--dataset_name is missing"),
+        (["posterior"], "--margins is missing"),
+        (["posterior", "--margins", "missing.parquet"], "missing.parquet: no such file"),
+        (["report", "--run_dir", "nowhere"], "not the folder of a run"),
+        (["margins", "--policy", "a", "--num_samples", "3"], "num_samples"),
+    ],
+)
+def test_mistakes_give_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
