@@ -124,7 +124,7 @@ def _resume(value: str | None) -> str | bool | None:
 def _changed(config: MixDPOConfig) -> dict[str, object]:
     """The options that differ from their defaults: enough to run again, short enough to read."""
     # Compared with the declared defaults: making a second config would reset accelerate's state under the trainer.
-    settings = {}
+    settings: dict[str, object] = {}
     for option in fields(config):
         value = getattr(config, option.name)
         default = option.default if option.default_factory is MISSING else option.default_factory()
