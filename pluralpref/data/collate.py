@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluralpref.errors import ConfigError
+from pluralpref.errors import ConfigError, DataError
 
 
 class PreferenceCollator:
@@ -34,8 +34,9 @@ class PreferenceCollator:
         :param rows: with ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and perhaps weight, preferred, annotator,
             ``ref_chosen_logps``, ``ref_rejected_logps``.
         :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``weight``,
-            ``preferred`` (pairs,), float64; ``annotator`` (pairs,), int64; reference columns (pairs,), float64;
-            ``groups``, a dict of lists of text.
+            ``preferred`` (pairs,), float64; ``annotator``, ``row`` (pairs,), int64; reference columns (pairs,),
+            float64; ``groups``, a dict of lists of text.
+        :raises DataError: for an annotator that has no code.
         """
         sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
         width = max(len(prompt) + len(answer) for prompt, answer in sides)
@@ -54,10 +55,22 @@ class PreferenceCollator:
             if name in rows[0]:
                 batch[name] = self._column(rows, name)
         if self.annotators is not None:
-            batch["annotator"] = torch.tensor([self.annotators[row["annotator"]] for row in rows])
+            batch["annotator"] = torch.tensor([self._code(row) for row in rows])
+        if "row" in rows[0]:
+            batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         if self.group_columns:
             batch["groups"] = {name: [str(row[name]) for row in rows] for name in self.group_columns}
         return batch
+
+    def _code(self, row: Mapping[str, Any]) -> int:
+        annotators = self.annotators or {}
+        name = row.get("annotator")
+        if name not in annotators:
+            raise DataError(
+                f"annotator {name!r} is not among the {len(annotators)} known ones: give codes for the annotators of "
+                "every data set that is used"
+            )
+        return annotators[name]
 
     @staticmethod
     def _column(rows: Sequence[Mapping[str, Any]], name: str, default: float | None = None) -> Tensor:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+import pandas as pd
+from datasets import Dataset, DatasetDict, IterableDataset, ReadInstruction, load_dataset, load_from_disk
 
 from pluralpref.errors import ConfigError, DataError
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+#: What ``save_to_disk`` leaves in a folder.
+_SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+#: Columns of a CSV file that are text whatever they look like: an answer "42" or "NA", an annotator "007".
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "annotator")
 
 
 def load_preferences(
@@ -23,16 +29,18 @@ def load_preferences(
 ) -> Dataset:
     """Read preference pairs; the rows stay as they are, their columns are checked.
 
-    :param source: a JSON Lines, JSON, CSV or Parquet file (``.gz`` too), a folder written by ``save_to_disk``, the
-        name of a data set on a hub, or a ``Dataset`` or ``DatasetDict``.
-    :param split: which split, needed when there are several.
+    :param source: a JSON Lines, JSON, CSV or Parquet file (``.gz`` too; conversations in CSV as JSON), a folder of
+        such files or one written by ``save_to_disk``, the name of a data set on a hub, or a ``Dataset`` or
+        ``DatasetDict``.
+    :param split: which split, needed when there are several. A file is one split, ``"train"``, of which
+        ``"train[:100]"`` takes a part.
     :param name: the configuration of a data set on a hub.
     :param columns: other names of standard columns, ``{"chosen": "better"}``.
     :returns: a data set with ``chosen``, ``rejected``, perhaps ``prompt``, and every further column of the source.
     :raises DataError: if the file or a needed column is missing, or annotator, weight or preferred hold bad values.
     :raises ConfigError: if the split is missing or ambiguous.
     """
-    dataset = _read(source, split, name)
+    dataset = _read(source, split, name, {*_TEXT_COLUMNS, *(columns or {}).values()} - {"weight", "preferred"})
     for standard, other in (columns or {}).items():
         if other not in dataset.column_names:
             raise DataError(f"no column {other!r} to use as {standard!r}: there are {', '.join(dataset.column_names)}")
@@ -70,7 +78,7 @@ def check_columns(dataset: Dataset) -> None:
                 raise DataError(f"row {row}: column {column!r} is {value!r}; expected {wanted}")
 
 
-def _read(source: Any, split: str | None, name: str | None) -> Dataset:
+def _read(source: Any, split: str | None, name: str | None, text_columns: Collection[str] = _TEXT_COLUMNS) -> Dataset:
     if isinstance(source, Dataset):
         if split is not None:
             raise ConfigError(f"split={split!r} has no effect on a Dataset, which is one split")
@@ -81,15 +89,29 @@ def _read(source: Any, split: str | None, name: str | None) -> Dataset:
         return _choose(DatasetDict(source), split)
     path = Path(source)
     if path.is_dir():
-        loaded = load_from_disk(str(path))
+        if any((path / file).is_file() for file in _SAVED):
+            loaded = load_from_disk(str(path))
+        else:
+            try:
+                loaded = load_dataset(str(path), name)
+            except Exception as error:
+                raise DataError(
+                    f"{path}: neither written by save_to_disk nor a folder of .jsonl, .json, .csv or .parquet files: "
+                    f"{error.__cause__ or error}"
+                ) from error
         return _choose(loaded, split) if isinstance(loaded, DatasetDict) else _read(loaded, split, None)
     suffixes = [s for s in path.suffixes if s != ".gz"]
     kind = _BUILDERS.get(suffixes[-1]) if suffixes else None
     if path.is_file():
         if kind is None:
             raise DataError(f"{path}: unknown kind of file; use .jsonl, .json, .csv or .parquet")
+        # Ignoring the split would hand out the training pairs again where held-out ones were asked for.
+        if split is not None and split.split("[")[0] != "train":
+            raise ConfigError(f"split={split!r}: {path} is a single file, which has no split but 'train'")
         try:
-            return load_dataset(kind, data_files=str(path), split="train")
+            if kind == "csv":
+                return _part(_read_csv(path, text_columns), split)
+            return load_dataset(kind, data_files=str(path), split=split or "train")
         except Exception as error:
             raise DataError(f"{path} can't be read as {kind}: {error.__cause__ or error}") from error
     text = str(source)
@@ -100,6 +122,37 @@ def _read(source: Any, split: str | None, name: str | None) -> Dataset:
     except Exception as error:
         raise DataError(f"data set {text!r} can't be loaded: {error}") from error
     return _choose(loaded, split) if isinstance(loaded, DatasetDict) else loaded
+
+
+def _read_csv(path: Path, text_columns: Collection[str]) -> Dataset:
+    # Left to guess, readers of CSV turn the answers "NA" and "None" into missing values and the annotator "007" into 7.
+    table = pd.read_csv(path, dtype=dict.fromkeys(text_columns, str), keep_default_na=False, low_memory=False)
+    dataset = Dataset.from_pandas(table, preserve_index=False)
+    for column in text_columns:
+        if column in dataset.column_names:
+            conversations = _conversations(dataset[column][:])
+            if conversations is not None:
+                dataset = dataset.remove_columns(column).add_column(column, conversations)
+    return dataset
+
+
+def _conversations(cells: Collection[str]) -> list[list[dict[str, Any]]] | None:
+    """Parse cells that are all JSON lists of messages; None if any isn't, empty ones aside."""
+    if not any(cells) or not all(cell.lstrip().startswith("[{") for cell in cells if cell):
+        return None
+    try:
+        parsed = [json.loads(cell) if cell else [] for cell in cells]
+    except json.JSONDecodeError:
+        return None
+    return parsed if all("role" in message for messages in parsed for message in messages) else None
+
+
+def _part(dataset: Dataset, split: str | None) -> Dataset:
+    """Take the rows that a split such as ``train[10:20]`` or ``train[:50%]`` names."""
+    if split in (None, "train"):
+        return dataset
+    instruction = ReadInstruction.from_spec(split).to_absolute({"train": len(dataset)})
+    return dataset.select([i for part in instruction for i in range(part.from_, part.to)])
 
 
 def _choose(splits: DatasetDict, split: str | None) -> Dataset:

@@ -8,6 +8,9 @@ from typing import Any
 from pluralpref.data import hh
 from pluralpref.errors import DataError
 
+#: Roles that ask; they have no place in an answer.
+_ASKING = ("system", "developer", "user")
+
 
 def normalize_row(row: dict[str, Any], number: int, hh_format: str) -> tuple[dict[str, Any], str | None]:
     """Prompt, chosen and rejected of ``row``, all strings or all lists of messages.
@@ -35,10 +38,10 @@ def normalize_row(row: dict[str, Any], number: int, hh_format: str) -> tuple[dic
     if isinstance(chosen, str):
         fields, reason = _standard(prompt, chosen, rejected, hh_format)
     else:
-        fields, reason = _conversational(prompt, chosen, rejected), None
+        fields, reason = _conversational(prompt, chosen, rejected)
     if reason is None and (not _content(fields["chosen"]) or not _content(fields["rejected"])):
         reason = "empty_answer"
-    if fields["chosen"] == fields["rejected"] and reason in (None, "transcript"):
+    if fields["chosen"] == fields["rejected"] and reason in (None, "transcript", "different_prompts"):
         reason = "tie"
     return (blank if reason else fields), reason
 
@@ -80,21 +83,26 @@ def _standard(prompt: Any, chosen: str, rejected: str, hh_format: str) -> tuple[
     return {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}, None
 
 
-def _conversational(prompt: Any, chosen: list[Any], rejected: list[Any]) -> dict[str, Any]:
+def _conversational(prompt: Any, chosen: list[Any], rejected: list[Any]) -> tuple[dict[str, Any], str | None]:
     chosen, rejected = _plain(chosen), _plain(rejected)
-    if isinstance(prompt, str):
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if isinstance(prompt, str) and prompt and chosen[0]["role"] in _ASKING:
+        # The prompt as text, and again in the messages that both answers start with, perhaps after a system message.
+        asked = any(m["role"] == "user" and m["content"].strip() == prompt.strip() for m in chosen[:shared])
+        prompt = chosen[:shared] if asked else [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}] if prompt else None
-    if prompt:
-        prompt = _plain(prompt)
-        # Some sets repeat the prompt inside both answers.
-        n = len(prompt)
-        if chosen[:n] == prompt and rejected[:n] == prompt and min(len(chosen), len(rejected)) > n:
-            chosen, rejected = chosen[n:], rejected[n:]
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    n = 0
-    while n < min(len(chosen), len(rejected)) - 1 and chosen[n] == rejected[n]:
-        n += 1
-    return {"prompt": chosen[:n], "chosen": chosen[n:], "rejected": rejected[n:]}
+    # An implicit prompt is all that both share; an explicit one may be repeated inside both answers.
+    prompt = _plain(prompt) if prompt else chosen[:shared]
+    n = len(prompt)
+    if chosen[:n] == prompt and rejected[:n] == prompt and min(len(chosen), len(rejected)) > n:
+        chosen, rejected = chosen[n:], rejected[n:]
+    # What a person or the system says is never scored: a user's turn among the answers means two different prompts.
+    strange = any(m["role"] in _ASKING for m in (*chosen, *rejected))
+    fields = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return fields, "different_prompts" if strange else None
 
 
 def _plain(messages: list[Any]) -> list[dict[str, str]]:
@@ -102,7 +110,7 @@ def _plain(messages: list[Any]) -> list[dict[str, str]]:
 
 
 def _content(answer: Any) -> bool:
-    return bool(answer) if isinstance(answer, str) else any(m["content"] for m in answer)
+    return bool(answer.strip()) if isinstance(answer, str) else any(m["content"].strip() for m in answer)
 
 
 def _kind(value: Any) -> str:

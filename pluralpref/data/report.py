@@ -12,6 +12,7 @@ from pluralpref.errors import DataError
 REASONS = {
     "empty_answer": "chosen or rejected is missing or empty",
     "tie": "chosen and rejected are the same: nobody won",
+    "different_prompts": "chosen and rejected don't answer the same prompt",
     "empty_prompt": "the prompt is empty and the tokenizer has no token to start with",
     "prompt_too_long": "the prompt alone fills max_length: raise max_length, or truncation_mode='keep_end'",
     "answer_too_long": "prompt and answer together are longer than max_length: raise max_length",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from datasets import Dataset
@@ -11,7 +12,11 @@ from pluralpref.data.normalize import normalize_row
 from pluralpref.data.report import RowReport
 from pluralpref.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
+
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+#: Stands before an answer where a tokenizer would otherwise put a space; nothing merges with a line feed's byte.
+_SEAM = "\n"
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected")
 
 
@@ -28,9 +33,11 @@ def tokenize_preferences(
     """Tokenise pairs and account for every row.
 
     Prompt and answers are tokenised separately: a tokenizer merges across the seam of a joined text, and the answer
-    would lose its first token to the prompt. One BOS starts the prompt if the tokenizer would add one itself; an
-    empty prompt gets BOS or else EOS, since the first answer token needs something before it. Plain text answers end
-    with EOS; conversations are rendered by the chat template and get nothing added.
+    would lose its first token to the prompt. (A SentencePiece tokenizer puts a space before every text that it is
+    given; the one before an answer is taken off again, as the model will never write it.) One BOS starts the prompt if
+    the tokenizer would add one itself; an empty prompt gets BOS or else EOS, since the first answer token needs
+    something before it. Plain text answers end with EOS; conversations are rendered by the chat template and get
+    nothing added.
 
     :param dataset: see :func:`~pluralpref.data.load_preferences`; a tokenised one is checked and passed through.
     :param max_length: longest prompt plus answer.
@@ -49,7 +56,7 @@ def tokenize_preferences(
     if hh_format not in ("text", "chat"):
         raise ConfigError(f"hh_format={hh_format!r}: choose 'text' or 'chat'")
     if all(column in dataset.column_names for column in TOKEN_COLUMNS):
-        return _pass_through(dataset)
+        return _pass_through(dataset, max_length, strict)
     check_columns(dataset)
     if not len(dataset):  # map would leave no columns to count
         RowReport().check(strict)
@@ -64,29 +71,42 @@ def tokenize_preferences(
         desc=desc,
         load_from_cache_file=False,
     )
-    report = RowReport(total=len(encoded))
-    for row, reason in enumerate(encoded["skip_reason"]):
+    reasons, cut_prompts = encoded["skip_reason"][:], sum(encoded["prompt_was_cut"])
+    return _account(encoded.remove_columns(["skip_reason", "prompt_was_cut"]), reasons, cut_prompts, strict)
+
+
+def _account(dataset: Dataset, reasons: list[str], cut_prompts: int, strict: bool) -> tuple[Dataset, RowReport]:
+    """Leave out the rows that have a reason for it, count them and say so."""
+    report = RowReport(total=len(reasons), cut_prompts=cut_prompts)
+    for row, reason in enumerate(reasons):
         if reason:
             report.skip(reason, row)
-    report.cut_prompts = sum(encoded["prompt_was_cut"])
     report.check(strict)
-    kept = [row for row, reason in enumerate(encoded["skip_reason"]) if not reason]
-    encoded = encoded.remove_columns(["skip_reason", "prompt_was_cut"])
-    return (encoded if len(kept) == len(encoded) else encoded.select(kept)), report
+    if report.skipped or report.cut_prompts:
+        logger.warning(report.summary())
+    kept = [row for row, reason in enumerate(reasons) if not reason]
+    return (dataset if len(kept) == len(dataset) else dataset.select(kept)), report
 
 
-def _pass_through(dataset: Dataset) -> tuple[Dataset, RowReport]:
+def _pass_through(dataset: Dataset, max_length: int, strict: bool) -> tuple[Dataset, RowReport]:
+    reasons = []
     for number, row in enumerate(dataset.select_columns(list(TOKEN_COLUMNS))):
         if not all(row[column] for column in TOKEN_COLUMNS):
             raise DataError(f"row {number}: prompt_ids, chosen_ids and rejected_ids must each hold at least one token")
+        prompt, chosen, rejected = (row[column] for column in TOKEN_COLUMNS)
+        reasons.append("tie" if chosen == rejected else _too_long(prompt, chosen, rejected, max_length))
     if "row" not in dataset.column_names:
         dataset = dataset.add_column("row", list(range(len(dataset))))
     if "length" not in dataset.column_names:
         lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in dataset]
         dataset = dataset.add_column("length", lengths)
-    report = RowReport(total=len(dataset))
-    report.check(strict=False)
-    return dataset, report
+    return _account(dataset, reasons, 0, strict)
+
+
+def _too_long(prompt: list[int], chosen: list[int], rejected: list[int], max_length: int) -> str:
+    if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+        return ""
+    return "prompt_too_long" if len(prompt) >= max_length else "answer_too_long"
 
 
 class _Encoder:
@@ -101,6 +121,9 @@ class _Encoder:
         starts = tokenizer("a")["input_ids"]
         self.bos = [bos] if bos is not None and starts[:1] == [bos] else []
         self.eos = [] if eos is None else [eos]
+        # SentencePiece's dummy prefix: "a" becomes "▁a", as if a space stood before it.
+        tokens = tokenizer.convert_ids_to_tokens(self._ids("a"))
+        self.adds_space = bool(tokens) and tokens[0].startswith("▁")
         self.start = self.bos or ([bos] if bos is not None else self.eos)
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -125,10 +148,7 @@ class _Encoder:
         cut = len(prompt) > room
         if cut:
             if not self.keep_end:
-                return {
-                    **empty,
-                    "skip_reason": "prompt_too_long" if len(prompt) >= self.max_length else "answer_too_long",
-                }
+                return {**empty, "skip_reason": _too_long(prompt, chosen, rejected, self.max_length)}
             head = self.bos if prompt[:1] == self.bos else []
             if room <= len(head):
                 return {**empty, "skip_reason": "answer_too_long"}
@@ -146,11 +166,22 @@ class _Encoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def _answer_ids(self, text: str) -> list[int]:
+        """Tokenise a text that goes on after another: without the space that a SentencePiece tokenizer puts first."""
+        if self.adds_space:
+            before = self._ids(_SEAM)
+            ids = self._ids(_SEAM + text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._ids(text)
+
     def _text(self, fields: dict[str, str]) -> tuple[tuple[list[int], list[int], list[int]], str | None]:
-        prompt = self.bos + self._ids(fields["prompt"]) if fields["prompt"] else self.start
+        prompt = self._ids(fields["prompt"]) if fields["prompt"] else self.start
+        if prompt[:1] != self.bos:  # the text may spell BOS out
+            prompt = self.bos + prompt
         if not prompt:
             return ([], [], []), "empty_prompt"
-        answers = [self._ids(fields[side]) for side in ("chosen", "rejected")]
+        answers = [self._answer_ids(fields[side]) for side in ("chosen", "rejected")]
         answers = [ids if ids[-1:] == self.eos else ids + self.eos for ids in answers]
         return (prompt, answers[0], answers[1]), None
 
@@ -169,5 +200,5 @@ class _Encoder:
             whole = render(fields["prompt"] + fields[side], tokenize=False)
             if not whole.startswith(prompt) or len(whole) == len(prompt):
                 return ([], [], []), "template"
-            answers.append(self._ids(whole[len(prompt) :]))
+            answers.append(self._answer_ids(whole[len(prompt) :]))
         return (self._ids(prompt), answers[0], answers[1]), None

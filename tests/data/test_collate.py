@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pluralpref.data import PreferenceCollator, padding_token
-from pluralpref.errors import ConfigError
+from pluralpref.errors import ConfigError, DataError
 
 ROWS = [
     {"prompt_ids": [5, 6], "chosen_ids": [7, 8, 9], "rejected_ids": [10], "topic": "art", "annotator": "ann"},
@@ -59,3 +59,12 @@ def test_padding_token():
     assert padding_token(SimpleNamespace(pad_token_id=None, eos_token_id=2)) == 2
     with pytest.raises(ConfigError, match=r"neither a pad nor an EOS token: set tokenizer\.pad_token"):
         padding_token(SimpleNamespace(pad_token_id=None, eos_token_id=None))
+
+
+def test_rows_and_unknown_annotators():
+    rows = [{**row, "row": i} for i, row in zip((7, 3), ROWS, strict=True)]
+    batch = PreferenceCollator(0)(rows)
+    assert batch["row"].tolist() == [7, 3]
+    assert batch["row"].dtype == torch.int64
+    with pytest.raises(DataError, match="annotator 'bob' is not among the 1 known ones"):
+        PreferenceCollator(0, annotators={"ann": 0})(ROWS)

@@ -3,10 +3,11 @@
 import gzip
 import json
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from pluralpref.data import load_preferences
+from pluralpref.data import load_preferences, tokenize_preferences
 from pluralpref.errors import ConfigError, DataError
 
 ROWS = [
@@ -118,3 +119,55 @@ def test_bad_values_are_named(column, values, message):
     dataset = Dataset.from_dict({"chosen": ["a", "b"], "rejected": ["c", "d"], column: values})
     with pytest.raises(DataError, match=message):
         load_preferences(dataset)
+
+
+def test_csv_cells_that_look_like_something_else(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("question,chosen,rejected,annotator,weight\nq,NA,42,007,1\n1e3,None,,8,0.5\n")
+    loaded = load_preferences(path, columns={"prompt": "question"})
+    assert loaded.to_list() == [
+        {"prompt": "q", "chosen": "NA", "rejected": "42", "annotator": "007", "weight": 1.0},
+        {"prompt": "1e3", "chosen": "None", "rejected": "", "annotator": "8", "weight": 0.5},
+    ]
+
+
+def test_conversations_in_csv_are_json(tmp_path):
+    messages = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] for text in ("a", "b", "[{")]
+    table = pd.DataFrame({"chosen": [json.dumps(messages[0])] * 2, "rejected": [json.dumps(m) for m in messages[1:]]})
+    table.to_csv(tmp_path / "d.csv", index=False)
+    assert load_preferences(tmp_path / "d.csv").to_list() == [
+        {"chosen": messages[0], "rejected": messages[1]},
+        {"chosen": messages[0], "rejected": messages[2]},
+    ]
+    # Text that merely starts like JSON stays text.
+    (tmp_path / "t.csv").write_text("chosen,rejected\n[{x,[{y\n")
+    assert load_preferences(tmp_path / "t.csv").to_list() == [{"chosen": "[{x", "rejected": "[{y"}]
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+def test_a_file_is_one_split(tmp_path, name):
+    path = _write(tmp_path / name)
+    assert load_preferences(path, split="train").to_list() == ROWS
+    assert load_preferences(path, split="train[1:]").to_list() == ROWS[1:]
+    with pytest.raises(ConfigError, match=r"split='test': .* is a single file"):
+        load_preferences(path, split="test")
+
+
+def test_folder_of_files(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "train.jsonl").write_text(_lines())
+    (tmp_path / "files" / "test.jsonl").write_text(_lines(ROWS[1:]))
+    assert load_preferences(tmp_path / "files", split="test").to_list() == ROWS[1:]
+    with pytest.raises(ConfigError, match="several splits"):
+        load_preferences(tmp_path / "files")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="neither written by save_to_disk nor a folder"):
+        load_preferences(tmp_path / "empty")
+
+
+def test_one_column_of_text_and_messages_is_refused(tmp_path, tiny_tokenizer):
+    messages = [{"role": "assistant", "content": "b"}]
+    path = tmp_path / "d.jsonl"
+    path.write_text(_lines([ROWS[0], {**ROWS[1], "rejected": messages}]))
+    with pytest.raises(DataError, match="row 1: chosen is text but rejected is a list"):
+        tokenize_preferences(load_preferences(path), tiny_tokenizer)

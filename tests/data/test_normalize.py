@@ -153,3 +153,45 @@ def test_mixed_kinds_are_refused():
 def test_other_kinds_are_refused(bad):
     with pytest.raises(DataError, match="row 2: column 'rejected' is"):
         normalize_row(_row("a", bad, "q"), 2, "text")
+
+
+def _messages(*pairs):
+    return [{"role": role, "content": text} for role, text in pairs]
+
+
+def test_prompt_repeated_after_a_system_message():
+    lead = (("system", "Be brief."), ("user", "q"))
+    rows = [_messages(*lead, ("assistant", text)) for text in ("yes", "no")]
+    expected = _messages(*lead), _m("yes", first="assistant"), _m("no", first="assistant")
+    assert _fields(_row(*rows, "q")) == expected
+    assert _fields(_row(*rows, _messages(*lead))) == expected
+
+
+def test_prompt_column_that_names_an_earlier_turn():
+    assert _fields(_row(_m("q", "a", "q2", "yes"), _m("q", "a", "q2", "no"), "q")) == (
+        _m("q", "a", "q2"),
+        _m("yes", first="assistant"),
+        _m("no", first="assistant"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        (_m("q", "a"), _m("q", "b"), "another question"),  # the prompt column asks something else
+        (_m("q", "a"), _m("q", "b"), _m("another question")),
+        (_m("q", "a", "x", "c"), _m("q", "a", "y", "c"), None),  # the users differ
+        (_m("q", "a"), _m("q", "a", "y", "c"), None),  # one conversation goes on
+        (_m("q", "a"), _m("r", "b"), None),
+    ],
+)
+def test_a_person_is_never_scored(chosen, rejected, prompt):
+    assert normalize_row(_row(chosen, rejected, prompt), 0, "text")[1] == "different_prompts"
+
+
+def test_blank_answers_are_empty():
+    assert normalize_row(_row(" \n", "b", "q"), 0, "text")[1] == "empty_answer"
+    assert (
+        normalize_row(_row(_m(" ", first="assistant"), _m("b", first="assistant"), "q"), 0, "text")[1] == "empty_answer"
+    )
+    assert normalize_row(_row(HH + " ", HH + " Yes"), 0, "text")[1] == "empty_answer"

@@ -230,6 +230,50 @@ def test_the_tokenizer_is_left_as_it_was(plain):
     assert (plain.init_kwargs, plain.padding_side, plain.truncation_side) == before
 
 
+def test_bos_spelt_out_in_the_prompt_is_not_doubled():
+    tokenizer = _tokenizer(bos=True, add_bos=True)
+    assert _one(tokenizer, "<bos>q", "a", "b") == _one(tokenizer, "q", "a", "b")
+
+
+def _sentencepiece_like():
+    """Metaspace with a dummy prefix and byte fallback, as Llama 2's tokenizer."""
+    pieces = ["<pad>", "<eos>", "<unk>", "▁", "▁a", "▁b", "a", "b", "q", *(f"<0x{i:02X}>" for i in range(256))]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    raw = Tokenizer(models.BPE(vocabulary, [("▁", "a"), ("▁", "b")], unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    raw.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse(), decoders.Metaspace(prepend_scheme="first", split=False)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def test_no_space_is_put_before_the_answer():
+    tokenizer = _sentencepiece_like()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == ["▁a"]
+    tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in _one(tokenizer, "q", " a", "b")]
+    # Joined: ▁q▁a and ▁qb, what the tokenizer makes of "q a" and "qb".
+    assert tokens == [["▁", "q"], ["▁a", "<eos>"], ["b", "<eos>"]]
+
+
+def test_skipped_rows_are_announced(plain, caplog):
+    with caplog.at_level("WARNING"):
+        tokenize_preferences(_pairs(("q", "a", "b")), plain)
+        assert not caplog.messages
+        tokenize_preferences(_pairs(("q", "a", "b"), ("q", "a", "a")), plain)
+    assert len(caplog.messages) == 1
+    assert "1 of 2 rows used; 1 skipped" in caplog.messages[0]
+
+
+def test_tokenised_pairs_are_accounted_for_too(plain):
+    rows = {"prompt_ids": [[1], [1], [1, 1], [1] * 4], "chosen_ids": [[2], [2], [2, 3], [2]]}
+    tokenised = Dataset.from_dict({**rows, "rejected_ids": [[4], [2], [6], [4]]})
+    kept, report = tokenize_preferences(tokenised, plain, max_length=3)
+    assert kept["row"][:] == [0]
+    assert dict(report.skipped) == {"tie": 1, "answer_too_long": 1, "prompt_too_long": 1}
+    with pytest.raises(DataError, match="strict mode"):
+        tokenize_preferences(tokenised, plain, strict=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hh_format", ["text", "chat"])
 def test_published_hh_file(hh_file, hh_format):

@@ -1,13 +1,14 @@
 """Answer log-probabilities against the naive way through all logits, for models of several kinds."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
 from pluralpref.errors import DataError
-from pluralpref.likelihood import answer_logps, pair_logps
+from pluralpref.likelihood import answer_logps, disable_dropout, frozen_copy, pair_logps
 from pluralpref.likelihood.causal_lm import logits_route
 
 SMALL = {
@@ -210,3 +211,57 @@ def test_copies_are_probed_by_themselves():
     with torch.no_grad():
         one, two = answer_logps(model, *rows), answer_logps(copy.deepcopy(model), *rows)
     assert torch.equal(one, two)
+
+
+def test_log_softmax_of_a_bfloat16_model_is_in_float32():
+    model, (ids, attention, completion) = make("llama").bfloat16(), batch()
+    with torch.no_grad():
+        found = answer_logps(model, ids, attention, completion)
+        hidden = model.model(input_ids=ids, attention_mask=attention).last_hidden_state
+        logps = model.lm_head(hidden).float().log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, (logps.double() * completion[:, 1:]).sum(1), rtol=0, atol=1e-5)
+
+
+class Recurrent(torch.nn.Module):
+    """A language model of somebody's own, which only gives all logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(300, 8)
+        self.output = torch.nn.Linear(8, 300)
+
+    def forward(self, input_ids, attention_mask=None):
+        return SimpleNamespace(logits=self.output(self.embedding(input_ids).cumsum(1)))
+
+
+def test_any_other_model_goes_through_its_own_forward(caplog):
+    torch.manual_seed(0)
+    model, rows = Recurrent(), batch()
+    with caplog.at_level("WARNING"):
+        found = answer_logps(model, *rows)
+        answer_logps(model, *rows)
+    assert logits_route(model, *rows[:2]).kind == "full"
+    assert [message.split(" computes")[0] for message in caplog.messages] == ["Recurrent"]  # said once
+    torch.testing.assert_close(found, naive(model, *rows), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_adapters(name):
+    peft = pytest.importorskip("peft", reason="needs the peft extra")
+    targets = ["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "up_proj"]
+    config = peft.LoraConfig(r=4, lora_dropout=0.5, target_modules=targets, fan_in_fan_out=name == "gpt2")
+    plain, rows = make(name), batch()
+    model = peft.get_peft_model(copy.deepcopy(plain), config, autocast_adapter_dtype=False)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.1)
+        disable_dropout(model)
+        found = answer_logps(model.train(), *rows)
+        torch.testing.assert_close(found, naive(model.eval(), *rows), rtol=0, atol=1e-5)
+        assert (found - answer_logps(plain, *rows)).abs().max() > 1e-3
+        with model.disable_adapter():
+            torch.testing.assert_close(answer_logps(model, *rows), answer_logps(plain, *rows), rtol=0, atol=1e-5)
+        # The reference is the policy with its adapters as they stand, not the base model.
+        assert torch.equal(answer_logps(frozen_copy(model), *rows), found)
