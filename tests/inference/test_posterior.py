@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import warnings
 
-import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -57,7 +56,8 @@ def fit(*args, **kwargs):
 
 def grid_posterior(family, start_mean, margins, code, log_means, cvs):
     """Moments of (log mean, cv) by brute force: a fixed grid in log beta, then one over the parameters."""
-    u = torch.linspace(-14, 7, 1051, dtype=torch.float64)
+    # A gamma law with a large cv has its mass near 0: cut at -14, this reference was 6% too narrow in both parameters.
+    u = torch.linspace(-45, 7, 2601, dtype=torch.float64)
     terms = torch.nn.functional.logsigmoid(u.exp() * margins[:, None])
     per_person = torch.zeros(int(code.max()) + 1, len(u), dtype=torch.float64).index_add_(0, code, terms)
     log_mean, cv = (x.flatten() for x in torch.meshgrid(log_means, cvs, indexing="ij"))
@@ -82,7 +82,7 @@ def assert_matches(posterior, moments):
     for name, draws in (("log_mean", np.log(posterior.draws("beta_mean"))), ("cv", posterior.draws("beta_cv"))):
         mean, sd = moments[name]
         assert abs(draws.mean() - mean) < 4 * mcse_mean(draws), (name, draws.mean(), mean)
-        assert abs(draws.std() - sd) < 4 * float(az.mcse(draws, method="sd"))
+        assert draws.std() == pytest.approx(sd, rel=0.15)
 
 
 @pytest.mark.parametrize("family", [LogNormalStrength, pytest.param(GammaStrength, marks=pytest.mark.slow)])
@@ -124,7 +124,7 @@ def test_panel_short_run_is_near_the_grid():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "seed"), [(LogNormalStrength, 0)])
+@pytest.mark.parametrize(("family", "seed"), [(LogNormalStrength, 0), (GammaStrength, 2)])
 def test_recovers_heterogeneity_in_a_panel(family, seed):
     margins, code = simulate(family(mean=1.0, cv=1.0).law(), 300, 10, seed=seed)
     posterior = fit(
