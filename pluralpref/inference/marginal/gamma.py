@@ -91,7 +91,8 @@ def gamma_log_losing(shape: Tensor, rate: Tensor, magnitude: Tensor) -> Tensor:
     k = torch.arange(weights.shape[0], dtype=dtype, device=magnitude.device)
     # The weights sum to 1/2. Summing the terms less 1 makes the value at h = 0 exactly that.
     terms = torch.expm1(-shape.unsqueeze(-1) * torch.log1p(fraction.unsqueeze(-1) * k))
-    return -shape * log1p_z + torch.log(0.5 + terms @ weights)
+    # A sum for each row, not a product of matrices, whose rounding depends on the other rows of the batch.
+    return -shape * log1p_z + torch.log(0.5 + (terms * weights).sum(-1))
 
 
 def _gamma_marginal(shape: Tensor, rate: Tensor, margins: Tensor) -> Tensor:

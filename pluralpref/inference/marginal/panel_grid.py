@@ -38,14 +38,14 @@ class PanelGrid:
 
     @staticmethod
     def concatenate(grids: list[PanelGrid], dim: int) -> PanelGrid:
-        """Grids side by side along batch dimension ``dim``; shorter ones are padded on the right with density 0."""
+        """Grids side by side along batch dimension ``dim``.
+
+        Shorter ones get more nodes on the right, where the density is 0 for every purpose.
+        """
         if len(grids) == 1:
             return grids[0]
         nodes = max(g._log_density.shape[-1] for g in grids)
-        padded = [
-            torch.nn.functional.pad(g._log_density, (0, nodes - g._log_density.shape[-1]), value=-math.inf)
-            for g in grids
-        ]
+        padded = [_extend(g._log_density, nodes) for g in grids]
         node_dim = dim if dim >= 0 else dim - 1
         return PanelGrid(
             torch.cat([g.start for g in grids], dim),
@@ -163,8 +163,16 @@ class PanelGrid:
         points = [table.index_select(-1, base + j).unsqueeze(-1) for j in range(4)]
         value = _cubic(points, position).flatten(-2)
         value = torch.cat([value, table[..., -1:]], -1)
-        value = torch.nan_to_num(value, nan=-math.inf, neginf=-math.inf)
         return self.step / _REFINE, torch.exp(value - value.amax(-1, keepdim=True))
+
+
+def _extend(log_density: Tensor, nodes: int) -> Tensor:
+    """More nodes on the right, on the straight line through the last two: finite numbers for the cubics to work with."""
+    more = nodes - log_density.shape[-1]
+    last = log_density[..., -1:]
+    slope = (last - log_density[..., -2:-1]).clamp_max(-1.0)
+    k = torch.arange(1, more + 1, dtype=log_density.dtype, device=log_density.device)
+    return torch.cat([log_density, last + slope * k], -1)
 
 
 def _cubic(points: list[Tensor], t: Tensor) -> Tensor:

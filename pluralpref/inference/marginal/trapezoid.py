@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,12 @@ _CACHE_ELEMENTS = 2**17
 _KEEP_ELEMENTS = 2**20
 # -d²/du² of -log(1 + exp(-e^u h)) is at most 0.27; the reserve is for its growth off the real axis.
 _LOGISTIC_CURVATURE = 0.44
-_CLIMB_STEPS = 3
+# The climb to a panel's mode ends with a step below this, which is well inside the basin of the next digits.
+_CLIMB_STEPS, _CLIMB_END = 40, 0.1
 # A panel's range is examined on a coarse grid if it would need more nodes than this.
 _TRIM_ABOVE = 80
 _TRIM_NODES = 24
+_MOST_TRIM_CELLS = 1000
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,10 @@ def _climb(peak: Peak, likelihood: Likelihood, scaled: Tensor, weight_sum: Tenso
         bend = likelihood.sum_pairs(likelihood.weighted(push * (v * (1 - s) - 1)))
         ceiling = peak.quadratic + peak.exponential * torch.exp(offset) + 0.3 * weight_sum
         curvature = (peak.quadratic + peak.exponential * torch.exp(offset) + bend).maximum(0.1 * ceiling)
-        offset = offset + (gradient / curvature.clamp_min(1e-300)).clamp(-2.0, 2.0)
+        move = (gradient / curvature.clamp_min(1e-300)).clamp(-2.0, 2.0)
+        offset = offset + move
+        if not bool((move.abs() >= _CLIMB_END).any()):
+            break
     return best, best_drop
 
 
@@ -233,10 +238,12 @@ def _trim(
     On a coarse grid a cell is given up if even the largest curvature could not lift the integrand inside it above the
     level; what remains is kept, from the first cell to the last.
     """
-    count = _TRIM_NODES
-    k = torch.arange(count, dtype=left.dtype, device=left.device)
     lowest = drop
     for _ in range(3):
+        # Cells so wide that their bound exceeds the level could never be given up.
+        cells = (right - left) * torch.sqrt(0.3 * weight_sum / (8 * level))
+        count = _TRIM_NODES + min(int(cells.max()), _MOST_TRIM_CELLS)
+        k = torch.arange(count, dtype=left.dtype, device=left.device)
         step = (right - left) / (count - 1)
         offset = left.unsqueeze(-1) + step.unsqueeze(-1) * k
         below = _fall(peak, offset) + _log_product(likelihood, scaled, torch.exp(offset))
@@ -528,12 +535,15 @@ class _LogIntegral(torch.autograd.Function):
         family, method = setup.family, setup.method
         likelihood = Likelihood(magnitude, magnitude if losing is None else losing, setup.index, setup.weight)
         grid = make_grid(family, params, likelihood, method)
-        capped = bool(grid.capped.any())
         derivatives = any(ctx.needs_input_grad)
-        result = integrate(
-            family, params, likelihood, grid, derivatives=derivatives, with_error=setup.with_error or capped
-        )
-        if capped:
+        # The curvature of a single pair is known in closed form; a panel's is read off near one mode, and there may be
+        # another, so its result is checked.
+        check = setup.with_error or setup.index is not None or bool(grid.capped.any())
+        result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=check)
+        while setup.index is not None and (finer := _finer(grid, result, method)) is not None:
+            grid = finer
+            result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=True)
+        if check:
             _warn_if_inaccurate(grid, result, method)
         if derivatives:
             assert result.moments is not None
@@ -586,18 +596,37 @@ class _Setup:
     with_error: bool
 
 
-def _warn_if_inaccurate(grid: Grid, result: Result, method: Quadrature) -> None:
+def _excess(result: Result, method: Quadrature) -> Tensor:
+    """Where the estimated error is above the tolerance, and above what rounding alone makes of a large value."""
     assert result.error is not None
-    worst = result.error.masked_fill(~grid.capped, 0)
-    if float(worst.max()) > method.tolerance:
-        row = int(worst.argmax())
-        warnings.warn(
-            f"Quadrature stopped at max_nodes={method.max_nodes} for {int(grid.capped.sum())} of "
-            f"{grid.capped.shape[0]} integrals; the largest estimated error is {float(worst.max()):.1e} (integral "
-            f"{row}), above the tolerance {method.tolerance:.1e}. Raise max_nodes, or look at the law's parameters.",
-            NumericsWarning,
-            stacklevel=4,
-        )
+    eps = torch.finfo(result.value.dtype).eps
+    floor = torch.clamp(64 * eps * (1 + result.value.abs()), min=method.tolerance)
+    return result.error > floor
+
+
+def _finer(grid: Grid, result: Result, method: Quadrature) -> Grid | None:
+    """The grid with twice the nodes, or None if it is good enough or at its limit."""
+    count = int(grid.count.max()) if grid.count.numel() else 0
+    if not count or count >= method.max_nodes or not bool(_excess(result, method).any()):
+        return None
+    doubled = torch.full_like(grid.count, min(2 * count, method.max_nodes))
+    return replace(grid, count=doubled)
+
+
+def _warn_if_inaccurate(grid: Grid, result: Result, method: Quadrature) -> None:
+    excess = _excess(result, method) & (grid.count >= method.max_nodes)
+    if not bool(excess.any()):
+        return
+    assert result.error is not None
+    worst = result.error.masked_fill(~excess, 0)
+    row = int(worst.argmax())
+    warnings.warn(
+        f"Quadrature stopped at max_nodes={method.max_nodes} with {int(excess.sum())} of {excess.shape[0]} integrals "
+        f"above the tolerance {method.tolerance:.1e}; the largest estimated error is {float(worst.max()):.1e} "
+        f"(integral {row}). Raise max_nodes, or look at the law's parameters.",
+        NumericsWarning,
+        stacklevel=4,
+    )
 
 
 def log_integral(
@@ -636,6 +665,12 @@ def integrate_nodes(
     The log-values (rows, nodes) are those of the density of u, without a common constant. No gradients.
     """
     grid = make_grid(family, params, likelihood, method)
+    if likelihood.index is not None and grid.count.numel():
+        check = integrate(family, params, likelihood, grid, derivatives=False, with_error=True)
+        while (finer := _finer(grid, check, method)) is not None:
+            grid = finer
+            check = integrate(family, params, likelihood, grid, derivatives=False, with_error=True)
+        _warn_if_inaccurate(grid, check, method)
     peak = grid.peak
     count = max(32, int(grid.count.max())) if grid.count.numel() else 32
     d, step = grid.offsets(count)

@@ -1,8 +1,8 @@
 """Make lognormal_table.json: log E[sigmoid(-+beta h)] for LogNormal laws, and derivatives, to 30 digits.
 
 The trapezoidal rule in the standardised variable at 50 digits, with a step for an error below 1e-35, summed outwards
-from the integrand's peak; the sum with half the step must agree. Derivatives come from the density's score, not from the
-sigmoid's, which is the other way round than in the package.
+from the integrand's peak; the sum with half the step must agree. Derivatives come from the density's score, not
+from the sigmoid's, which is the other way round than in the package.
 
     python make_lognormal_table.py
 """
