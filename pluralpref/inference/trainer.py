@@ -34,6 +34,7 @@ from pluralpref.likelihood import (
     reference_pair_logps,
 )
 from pluralpref.models import FixedStrength, LogNormalStrength, PreferenceModel, StrengthModel, TwoSiteModel
+from pluralpref.models.quantiles import quantile
 
 _GUIDE_NAME = "strength_guide.safetensors"
 _TWO_SITE_NAME = "strength.safetensors"
@@ -221,7 +222,13 @@ class MixDPOTrainer(Trainer):
         loss, total = self._objective(margins, preferred, weight)
         with torch.no_grad():
             self._metrics[mode].update(
-                policy.detach(), reference, margins, weight, preferred, self.strength.mean, inputs.get("groups", {})
+                policy.detach(),
+                reference,
+                margins,
+                weight,
+                preferred,
+                self._current_law().mean.mean(),
+                inputs.get("groups", {}),
             )
         if mode == "eval":
             self._eval_loss.add("loss", loss.detach(), total)
@@ -307,7 +314,7 @@ class MixDPOTrainer(Trainer):
         }
         result["beta/cv"] = result["beta/std"] / result["beta/mean"]
         if not isinstance(self.strength, FixedStrength):
-            levels = self.strength.quantile(torch.tensor(list(_QUANTILES.values()), dtype=torch.float64))
+            levels = quantile(law, torch.tensor(list(_QUANTILES.values()), dtype=torch.float64))
             result.update({f"beta/{name}": float(v) for name, v in zip(_QUANTILES, levels.flatten(), strict=False)})
         return result
 

@@ -551,3 +551,17 @@ def test_refuses_arguments_without_effect(make, name):
 def test_refuses_a_missing_tokenizer(tiny_llama, tmp_path):
     with pytest.raises(ConfigError, match="processing_class is missing"):
         MixDPOTrainer(tiny_llama(0), args=MixDPOConfig(str(tmp_path), report_to="none", use_cpu=True))
+
+
+def test_every_metric_of_a_strength_with_priors_is_of_the_fitted_law(make):
+    strength = LogNormalStrength(dist.LogNormal(-2.0, 1.0), dist.HalfNormal(1.0))
+    trainer = make(strength, eval_data=_pairs())
+    trainer.train()
+    metrics = trainer.evaluate()
+    with pyro.settings.context(module_local_params=True):
+        law = strength.law(parameters=trainer.guide.median())
+    assert metrics["eval_beta/mean"] == pytest.approx(float(law.mean), rel=1e-6)
+    for name, level in (("q05", 0.05), ("q50", 0.5), ("q95", 0.95)):
+        assert metrics[f"eval_beta/{name}"] == pytest.approx(float(law.icdf(torch.tensor(level))), rel=1e-5)
+    rewards = metrics["eval_beta/mean"] * metrics["eval_margins"]
+    assert metrics["eval_rewards/margins"] == pytest.approx(rewards, rel=1e-6)
