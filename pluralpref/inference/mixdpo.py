@@ -14,11 +14,10 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pluralpref.errors import ConfigError, UnsupportedError
-from pluralpref.inference.marginal import MonteCarlo, log_marginal, log_marginal_panel
+from pluralpref.inference.marginal import MonteCarlo, log_marginal_panel
+from pluralpref.inference.marginal.safe_math import log_mean_exp
+from pluralpref.inference.mixed_logit import MixedLogit
 from pluralpref.models import ChoiceData, PreferenceModel
-
-#: Draws of beta for a model whose integral is only known through sampling.
-DEFAULT_NUM_SAMPLES = 16
 
 
 class MixDPO(ELBO):
@@ -69,7 +68,7 @@ class MixDPO(ELBO):
         if num_samples is not None:
             method = MonteCarlo(num_samples)
         elif method == "monte_carlo":
-            method = MonteCarlo(DEFAULT_NUM_SAMPLES)
+            method = MonteCarlo()
         self.method = method
 
     # -- Pyro's interface ----------------------------------------------------------------------------------------
@@ -140,15 +139,11 @@ class MixDPO(ELBO):
                 law, data.margins, data.annotator, panels, weight=data.weight, preferred=y, method=self.method
             )
             return tracer.trace, values.sum()
-        if ((y == 0) | (y == 1)).all():
-            values = log_marginal(law, torch.where(y == 1, data.margins, -data.margins), self.method)
-        else:
-            values = y * log_marginal(law, data.margins, self.method)
-            values = values + (1 - y) * log_marginal(law, -data.margins, self.method)
+        values = MixedLogit(law, data.margins, self.method).log_prob(y)
         return tracer.trace, (values if data.weight is None else data.weight * values).sum()
 
     def _sampled(self, model: Any, guide: Any, guide_trace: Any, args: Any, kwargs: Any) -> tuple[Any, Tensor]:
-        method = MonteCarlo(DEFAULT_NUM_SAMPLES) if self.method == "auto" else self.method
+        method = MonteCarlo() if self.method == "auto" else self.method
         if not isinstance(method, MonteCarlo):
             raise UnsupportedError(
                 f"method {self.method!r} needs a PreferenceModel, whose logits are known to be beta * margin; "
@@ -165,7 +160,7 @@ class MixDPO(ELBO):
         for name in ("beta", "preferred"):
             if name not in nodes or nodes[name]["type"] != "sample":
                 raise UnsupportedError(f"the model has no sample site {name!r}; MixDPO needs 'beta' and 'preferred'")
-        return tracer.trace, _log_average(nodes["beta"], nodes["preferred"], draws.dim, method.num_samples)
+        return tracer.trace, _log_average(nodes["beta"], nodes["preferred"], draws.dim)
 
 
 class _DrawStrengths(Messenger):
@@ -190,7 +185,7 @@ class _DrawStrengths(Messenger):
         msg["value"] = fn.rsample(torch.Size((self.num_samples, *padding)))
 
 
-def _log_average(beta: Any, preferred: Any, dim: int, num_samples: int) -> Tensor:
+def _log_average(beta: Any, preferred: Any, dim: int) -> Tensor:
     beta_frames = {frame.name for frame in beta["cond_indep_stack"]}
     frames = {frame.name: frame.dim for frame in preferred["cond_indep_stack"] if frame.vectorized}
     if beta_frames - set(frames):
@@ -203,9 +198,6 @@ def _log_average(beta: Any, preferred: Any, dim: int, num_samples: int) -> Tenso
     scale = preferred["scale"]
     hard = bool(((y == 0) | (y == 1)).all())
 
-    def average(log_prob: Tensor) -> Tensor:
-        return torch.logsumexp(log_prob, dim=dim, keepdim=True) - torch.log(torch.tensor(float(num_samples)))
-
     def log_prob(value: Tensor) -> Tensor:
         result = fn.log_prob(value)
         lead = -dim - result.dim()  # the draws' dimension is missing if 'preferred' doesn't depend on beta
@@ -216,6 +208,9 @@ def _log_average(beta: Any, preferred: Any, dim: int, num_samples: int) -> Tenso
     one, zero = torch.ones_like(y), torch.zeros_like(y)
     if repeated:
         joint = scale * (log_prob(y) if hard else y * log_prob(one) + (1 - y) * log_prob(zero))
-        return average(joint.sum(repeated, keepdim=True)).sum()
-    values = average(log_prob(y)) if hard else y * average(log_prob(one)) + (1 - y) * average(log_prob(zero))
+        return log_mean_exp(joint.sum(repeated, keepdim=True), dim).sum()
+    if hard:
+        values = log_mean_exp(log_prob(y), dim)
+    else:
+        values = y * log_mean_exp(log_prob(one), dim) + (1 - y) * log_mean_exp(log_prob(zero), dim)
     return (scale * values).sum()

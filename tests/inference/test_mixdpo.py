@@ -300,3 +300,15 @@ def test_a_guide_whose_draws_carry_no_gradient_is_refused():
 
     with pytest.raises(UnsupportedError, match=r"guide site 'strength\.beta_mean' has distribution Poisson"):
         MixDPO().differentiable_loss(model, guide, MARGINS, PREFERRED)
+
+
+def test_a_choice_that_does_not_depend_on_the_strength_costs_the_same_for_any_number_of_draws():
+    def indifferent(margins, preferred=None):
+        with pyro.plate("pairs", len(margins)):
+            pyro.sample("beta", dist.LogNormal(torch.zeros(()).double(), 1.0))
+            pyro.sample("preferred", dist.Bernoulli(logits=margins), obs=preferred)
+
+    expected = -dist.Bernoulli(logits=MARGINS).log_prob(PREFERRED).sum()
+    for num_samples in (1, 16):
+        loss = MixDPO(num_samples=num_samples).differentiable_loss(indifferent, no_guide, MARGINS, PREFERRED)
+        torch.testing.assert_close(loss, expected)
