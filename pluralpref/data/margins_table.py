@@ -16,6 +16,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from pluralpref.atomic import written_aside
 from pluralpref.errors import DataError
 
 _METADATA = b"pluralpref"
@@ -61,8 +62,8 @@ class MarginsTable:
             if len(outside):
                 raise DataError(f"row {int(outside[0])}: column {name!r} is {values[outside[0]].item()}")
             setattr(self, name, values)
-        for name, column in ({"annotator": self.annotator} if self.annotator is not None else {}).items():
-            self._check_length(name, column)
+        if self.annotator is not None:
+            self._check_length("annotator", self.annotator)
         for name, column in self.groups.items():
             self._check_length(name, column)
 
@@ -86,9 +87,8 @@ def write_margins(path: str | os.PathLike[str], table: MarginsTable) -> None:
     arrow = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(table.metadata).encode()})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    pyarrow.parquet.write_table(arrow, partial)
-    os.replace(partial, target)
+    with written_aside(target) as partial:
+        pyarrow.parquet.write_table(arrow, partial)
 
 
 def read_margins(path: str | os.PathLike[str]) -> MarginsTable:

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pluralpref._version import __version__
+from pluralpref.atomic import written_aside
 from pluralpref.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -168,15 +168,8 @@ class Report:
         target = Path(path)
         if not target.parent.is_dir():
             raise DataError(f"{target}: the folder {target.parent} doesn't exist; make it first")
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(self.html())
-            # mkstemp makes files that only the owner may read; a report is for showing.
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with written_aside(target) as partial:
+            partial.write_text(self.html(), encoding="utf-8")
         return target
 
 

@@ -8,7 +8,6 @@ because the import takes more than a second.
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pluralpref.atomic import written_aside
 from pluralpref.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -147,15 +147,8 @@ def save_netcdf(data: InferenceData, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if not target.parent.is_dir():
         raise DataError(f"{target}: the folder {target.parent} doesn't exist; make it first")
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    try:
-        with _quiet():
-            data.to_netcdf(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with written_aside(target) as partial, _quiet():
+        data.to_netcdf(os.fspath(partial))
     return target
 
 
@@ -173,12 +166,6 @@ def load_netcdf(path: str | os.PathLike[str]) -> InferenceData:
             return arviz.from_netcdf(os.fspath(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read as a NetCDF file of ArviZ data ({error})") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from pluralpref.atomic import written_aside
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.inference.config import MixDPOConfig
@@ -400,9 +401,8 @@ def _forget_steps_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # a line cut off by a kill
             continue
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
+    with written_aside(path) as partial:
+        partial.write_text("".join(line + "\n" for line in kept))
 
 
 class _ZeroStrengthGrad(TrainerCallback):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pluralpref._version import __version__
+from pluralpref.atomic import written_aside
 from pluralpref.errors import ConfigError, DataError
 
 WEIGHTS_NAME = "strength.safetensors"
@@ -55,12 +56,10 @@ class PretrainedStrength(torch.nn.Module):
             "pluralpref_version": __version__,
         }
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / (WEIGHTS_NAME + ".partial")
-        save_file(state, partial)
-        os.replace(partial, folder / WEIGHTS_NAME)
-        partial = folder / (CONFIG_NAME + ".partial")
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(partial, folder / CONFIG_NAME)
+        with written_aside(folder / WEIGHTS_NAME) as partial:
+            save_file(state, partial)
+        with written_aside(folder / CONFIG_NAME) as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> Self:
