@@ -81,7 +81,6 @@ class Grid:
     left: Tensor
     right: Tensor
     count: Tensor
-    capped: Tensor
     digits: float
 
     def offsets(self, count: int, rows: Any = slice(None)) -> tuple[Tensor, Tensor]:
@@ -178,8 +177,7 @@ def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelih
     needed = torch.where(torch.isfinite(needed), needed, torch.full_like(needed, 16.0)).clamp(16, 1e9)
     unit = torch.exp2(torch.floor(torch.log2(needed)) - 2).clamp_min(16)
     count = torch.ceil(needed / unit) * unit
-    capped = count > method.max_nodes
-    return Grid(peak, left, right, count.clamp_max(method.max_nodes).to(torch.int64), capped, digits)
+    return Grid(peak, left, right, count.clamp_max(method.max_nodes).to(torch.int64), digits)
 
 
 def _fall(peak: Peak, offset: Tensor) -> Tensor:
@@ -536,15 +534,14 @@ class _LogIntegral(torch.autograd.Function):
         likelihood = Likelihood(magnitude, magnitude if losing is None else losing, setup.index, setup.weight)
         grid = make_grid(family, params, likelihood, method)
         derivatives = any(ctx.needs_input_grad)
-        # The curvature of a single pair is known in closed form; a panel's is read off near one mode, and there may be
-        # another, so its result is checked.
-        check = setup.with_error or setup.index is not None or bool(grid.capped.any())
-        result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=check)
-        while setup.index is not None and (finer := _finer(grid, result, method)) is not None:
-            grid = finer
-            result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=True)
-        if check:
-            _warn_if_inaccurate(grid, result, method)
+        if setup.index is not None:
+            # A panel's curvature is read off near one mode, and there may be another, so its result is checked.
+            grid, result = _integrate_checked(family, params, likelihood, grid, method, derivatives=derivatives)
+        else:
+            check = setup.with_error or bool((grid.count >= method.max_nodes).any())
+            result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=check)
+            if check:
+                _warn_if_inaccurate(grid, result, method)
         if derivatives:
             assert result.moments is not None
             scores = family.scores(params, likelihood.losing, grid.peak, result.moments)
@@ -594,6 +591,24 @@ class _Setup:
     index: Tensor | None
     weight: Tensor | None
     with_error: bool
+
+
+def _integrate_checked(
+    family: LogFamily,
+    params: tuple[Tensor, ...],
+    likelihood: Likelihood,
+    grid: Grid,
+    method: Quadrature,
+    *,
+    derivatives: bool,
+) -> tuple[Grid, Result]:
+    """The integral on ``grid``, or on the first finer one whose estimated error is within the tolerance."""
+    result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=True)
+    while (finer := _finer(grid, result, method)) is not None:
+        grid = finer
+        result = integrate(family, params, likelihood, grid, derivatives=derivatives, with_error=True)
+    _warn_if_inaccurate(grid, result, method)
+    return grid, result
 
 
 def _excess(result: Result, method: Quadrature) -> Tensor:
@@ -666,11 +681,7 @@ def integrate_nodes(
     """
     grid = make_grid(family, params, likelihood, method)
     if likelihood.index is not None and grid.count.numel():
-        check = integrate(family, params, likelihood, grid, derivatives=False, with_error=True)
-        while (finer := _finer(grid, check, method)) is not None:
-            grid = finer
-            check = integrate(family, params, likelihood, grid, derivatives=False, with_error=True)
-        _warn_if_inaccurate(grid, check, method)
+        grid, _ = _integrate_checked(family, params, likelihood, grid, method, derivatives=False)
     peak = grid.peak
     count = max(32, int(grid.count.max())) if grid.count.numel() else 32
     d, step = grid.offsets(count)
