@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,11 @@ class InspectOptions:
 def main(argv: Sequence[str]) -> int:
     """Show how pairs are read: row accounting, lengths, decoded rows with the scored tokens in brackets."""
     data, model, options = parse("inspect", (DataOptions, ModelOptions, InspectOptions), argv, main.__doc__ or "")
-    name = need(model.model_name_or_path, "model_name_or_path")
+    need(model.model_name_or_path, "model_name_or_path")
     pairs = load_preferences(
         need(data.dataset_name, "dataset_name"), split=data.dataset_train_split, name=data.dataset_config
     )
-    tokenizer = load_tokenizer(name, model.trust_remote_code)
+    tokenizer = load_tokenizer(model)
     tokenized, report = tokenize_preferences(
         pairs,
         tokenizer,
@@ -52,14 +53,14 @@ def main(argv: Sequence[str]) -> int:
         for side in ("chosen", "rejected"):
             print(f"  {side:<8} [{tokenizer.decode(row[side + '_ids'])!r}] ({len(row[side + '_ids'])} tokens scored)")
     if options.step0:
-        _step0(model, tokenized.select(range(min(8, len(tokenized)))))
+        _step0(model, tokenizer, tokenized.select(range(min(8, len(tokenized)))))
     return 0
 
 
-def _step0(model: ModelOptions, tokenized: object) -> None:
+def _step0(model: ModelOptions, tokenizer: Any, tokenized: Any) -> None:
     from pluralpref.likelihood import frozen_copy, score_margins
 
-    policy, tokenizer = load_model(model)
+    policy = load_model(model)
     collator = PreferenceCollator(padding_token(tokenizer))
     scores = score_margins(policy, frozen_copy(policy), tokenized, collator, progress=False)
     largest = float(scores["margins"].abs().max())

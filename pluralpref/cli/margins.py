@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pluralpref.cli.options import DataOptions, ModelOptions, load_model, need, parse
+from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.scoring import write_scored
 from pluralpref.data import PreferenceCollator, load_preferences, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError
@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "--reference is missing, and the data have no columns ref_chosen_logps and ref_rejected_logps"
         )
-    policy, tokenizer = load_model(model_options, policy_name)
-    reference = None if options.reference is None else load_model(model_options, options.reference)[0]
+    tokenizer, policy = load_tokenizer(model_options, policy_name), load_model(model_options, policy_name)
+    reference = None if options.reference is None else load_model(model_options, options.reference)
     tokenized, report = tokenize_preferences(
         pairs,
         tokenizer,

@@ -103,38 +103,38 @@ def need(value: Any, flag: str) -> Any:
     return value
 
 
-def load_model(options: ModelOptions, name: str | None = None) -> tuple[Any, Any]:
-    """The causal language model and its tokenizer.
+def load_model(options: ModelOptions, name: str | None = None) -> Any:
+    """The causal language model, by default the one that ``--model_name_or_path`` names.
 
-    :raises ConfigError: if they can't be loaded; says why.
+    :raises ConfigError: if it can't be loaded; says why.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source = name or need(options.model_name_or_path, "model_name_or_path")
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if options.dtype not in kinds:
         raise ConfigError(f"--dtype {options.dtype}: choose one of {', '.join(kinds)}")
-    common = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kinds[options.dtype], **common)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the model {source!r} can't be loaded: {str(error).splitlines()[0]}") from error
-    return model, tokenizer
+    return _load("model", AutoModelForCausalLM, options, name, dtype=kinds[options.dtype])
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model.
+def load_tokenizer(options: ModelOptions, name: str | None = None) -> Any:
+    """The tokenizer of the same model.
 
-    :raises ConfigError: if it can't be loaded.
+    :raises ConfigError: if it can't be loaded; says why.
     """
     from transformers import AutoTokenizer
 
+    return _load("tokenizer of", AutoTokenizer, options, name)
+
+
+def _load(what: str, kind: Any, options: ModelOptions, name: str | None, **more: Any) -> Any:
+    source = name or need(options.model_name_or_path, "model_name_or_path")
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return kind.from_pretrained(
+            source, revision=options.model_revision, trust_remote_code=options.trust_remote_code, **more
+        )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer of {name!r} can't be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"the {what} {source!r} can't be loaded: {str(error).splitlines()[0]}") from error
 
 
 def show_progress() -> bool:

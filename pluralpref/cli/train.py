@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from pluralpref.cli.options import DataOptions, ModelOptions, load_model, need, parse
+from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.scoring import write_scored
 from pluralpref.data import load_preferences, tokenize_preferences
 from pluralpref.errors import ConfigError
@@ -59,10 +59,10 @@ def main(argv: Sequence[str]) -> int:
         held_out = load_preferences(source, split=options.dataset_test_split, name=data.dataset_config)
     if held_out is None and config.eval_strategy != "no":
         raise ConfigError("eval_strategy needs held-out pairs: give --dataset_test_split or --eval_dataset_name")
-    model, tokenizer = load_model(model_options)
+    tokenizer, model = load_tokenizer(model_options), load_model(model_options)
     reference = None
     if options.ref_model_name_or_path is not None:
-        reference, _ = load_model(model_options, options.ref_model_name_or_path)
+        reference = load_model(model_options, options.ref_model_name_or_path)
 
     from pluralpref.inference.trainer import MixDPOTrainer
 
