@@ -10,6 +10,7 @@ interpolation weights are constants: summed over the pairs they turn :math:`\sum
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from pluralpref.inference.choices import Choices
 
 #: Distance of the nodes in t, and the number of nodes that each value is interpolated from.
 _STEP = 0.25
-_POINTS = 12
+POINTS = 12
 #: The scale s below which the grid is linear in h, relative to the median of |h|.
 _LINEAR_BELOW = 0.001
 
@@ -50,29 +51,42 @@ def interpolate_choices(choices: Choices) -> InterpolatedChoices | None:
         return None
     scale = _LINEAR_BELOW * magnitude[magnitude > 0].median()
     t = torch.asinh(h / scale)
-    first = torch.floor(t.min() / _STEP) - _POINTS // 2
-    last = torch.ceil(t.max() / _STEP) + _POINTS // 2
+    first = torch.floor(t.min() / _STEP) - POINTS // 2
+    last = torch.ceil(t.max() / _STEP) + POINTS // 2
     count = int(last - first) + 1
     if 2 * count > h.shape[0]:
         return None
     position = t / _STEP - first
-    base = position.floor().long() - (_POINTS // 2 - 1)
-    weights = _lagrange(position - base)
+    base = position.floor().long() - (POINTS // 2 - 1)
+    weights = lagrange_weights(position - base)
     coefficients = torch.zeros(count, dtype=torch.float64)
-    coefficients.index_add_(0, (base[:, None] + torch.arange(_POINTS)).reshape(-1), (weights * w[:, None]).reshape(-1))
+    coefficients.index_add_(0, (base[:, None] + torch.arange(POINTS)).reshape(-1), (weights * w[:, None]).reshape(-1))
     nodes = scale * torch.sinh((first + torch.arange(count)) * _STEP)
     used = coefficients != 0
     return InterpolatedChoices(nodes[used], coefficients[used])
 
 
-def _lagrange(x: Tensor) -> Tensor:
-    """The weights of the values at 0, 1, …, p - 1 for interpolation at x (n,); (n, p)."""
-    offsets = x[:, None] - torch.arange(_POINTS, dtype=torch.float64)
+def lagrange_weights(x: Tensor) -> Tensor:
+    """The weights of the values at 0, 1, …, 11 for interpolation at x (n,), best near the middle; (n, 12)."""
+    centred = x - (POINTS - 1) / 2
+    powers = torch.ones(x.shape[0], POINTS, dtype=torch.float64)
+    torch.cumprod(centred[:, None].expand(-1, POINTS - 1), 1, out=powers[:, 1:])
+    return powers @ _COEFFICIENTS
+
+
+def _lagrange_coefficients() -> Tensor:
+    """Row m, column k: the coefficient of x^m in the polynomial that is 1 at node k and 0 at the others."""
+    nodes = [Fraction(2 * k - POINTS + 1, 2) for k in range(POINTS)]
     columns = []
-    for k in range(_POINTS):
-        others = [j for j in range(_POINTS) if j != k]
-        scale = 1.0
-        for j in others:
-            scale *= k - j
-        columns.append(offsets[:, others].prod(1) / scale)
-    return torch.stack(columns, 1)
+    for k, node in enumerate(nodes):
+        polynomial = [Fraction(1)]
+        for j, other in enumerate(nodes):
+            if j != k:
+                shifted = [Fraction(0), *polynomial]
+                scaled = [c * other for c in polynomial] + [Fraction(0)]
+                polynomial = [(a - b) / (node - other) for a, b in zip(shifted, scaled, strict=True)]
+        columns.append([float(c) for c in polynomial])
+    return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+
+
+_COEFFICIENTS = _lagrange_coefficients()

@@ -15,6 +15,7 @@ from torch import Tensor
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.choices import Choices
 from pluralpref.inference.interpolated_likelihood import interpolate_choices
+from pluralpref.inference.interpolated_panels import InterpolatedPanels, interpolate_panels
 from pluralpref.inference.marginal import MonteCarlo, available_methods, log_marginal, log_marginal_panel
 from pluralpref.inference.marginal.dispatch import Method, available_panel_methods
 from pluralpref.inference.mixed_logit import MixedLogit
@@ -77,8 +78,9 @@ class PosteriorProblem:
         if methods[0] == "monte_carlo":
             self.method = MonteCarlo(MONTE_CARLO_DRAWS)
             self.marginal_name = f"monte_carlo, {MONTE_CARLO_DRAWS} common random draws"
-        # Monte-Carlo noise differs from pair to pair, so it can't be interpolated; and panels aren't sums over pairs.
+        # Monte-Carlo noise differs from pair to pair, so it can't be interpolated.
         self.reduced = None if self.is_panel or methods[0] == "monte_carlo" else interpolate_choices(choices)
+        self.table = self._tabulate() if "quadrature" in methods else None
 
     @property
     def names(self) -> list[str]:
@@ -101,7 +103,8 @@ class PosteriorProblem:
         data = self.choices
         if self.reduced is not None:
             # The same sum over pairs as below to about 1e-6 nats, at a cost that doesn't grow with their number.
-            terms = log_marginal(law, self.reduced.nodes, self.method)
+            nodes = self.reduced.nodes
+            terms = log_marginal(law, nodes, self.method) if self.table is None else self.table.log_marginal(law)
             pyro.factor("preferred", (self.reduced.coefficients * terms).sum())
             return
         if not self.is_panel:
@@ -109,10 +112,22 @@ class PosteriorProblem:
             with pyro.plate("pairs", data.num_pairs), poutine.scale(scale=scale), self._common_random_numbers():
                 pyro.sample("preferred", MixedLogit(law, data.margins, self.method), obs=data.preferred)
                 return
-        with self._common_random_numbers():
-            terms = self._panel(law)
+        if self.table is not None:
+            terms = self.table.log_marginal(law)
+        else:
+            with self._common_random_numbers():
+                terms = self._panel(law)
         with pyro.plate("annotators", data.num_annotators):
             pyro.factor("preferred", terms)
+
+    def _tabulate(self) -> InterpolatedPanels | None:
+        if self.reduced is not None:
+            nodes = self.reduced.nodes
+            return interpolate_panels(nodes, torch.arange(nodes.shape[0]), nodes.shape[0])
+        data = self.choices
+        if data.annotator is None:
+            return None
+        return interpolate_panels(data.margins, data.annotator, data.num_annotators, data.weight, data.preferred)
 
     def log_prior(self, draws: Mapping[str, Tensor]) -> Tensor:
         """Log p(theta), (S,), of draws (S, ...) by name; in the parameters' own space, without Jacobians."""

@@ -108,7 +108,7 @@ def _digits(method: Quadrature, dtype: torch.dtype) -> float:
     return min(max(9.5 - math.log(method.tolerance), 8.0), finest)
 
 
-def _level_edges(depth: Tensor, quadratic: Tensor, exponential: Tensor) -> tuple[Tensor, Tensor]:
+def level_edges(depth: Tensor, quadratic: Tensor, exponential: Tensor) -> tuple[Tensor, Tensor]:
     """Bounds -l <= d <= r of the set where A d²/2 + B (e^d - 1 - d) <= depth; returns (l, r), both positive.
 
     Start values from e^d - 1 - d >= d²/2 on the right and e^-l - 1 + l >= l²/(2 + l) on the left; then Newton, which
@@ -140,7 +140,7 @@ def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelih
         mode = torch.zeros_like(peak.location)
         depth = level + torch.log1p(torch.exp(-scaled))
         curvature = peak.quadratic + peak.exponential + _LOGISTIC_CURVATURE
-        left, right = _level_edges(depth, peak.quadratic, peak.exponential)
+        left, right = level_edges(depth, peak.quadratic, peak.exponential)
         left = -left
     else:
         weight = likelihood.weighted(torch.ones_like(scaled))
@@ -148,7 +148,7 @@ def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelih
         slope = likelihood.sum_pairs(scaled * weight)
         mode, drop = _climb(peak, likelihood, scaled, weight_sum)
         depth = level + drop
-        left, right = _level_edges(depth, peak.quadratic, peak.exponential)
+        left, right = level_edges(depth, peak.quadratic, peak.exponential)
         left = -left
         # A factor whose argument v is small is nearly linear in v: it bends little.
         bend = (1.2 * scaled * likelihood.per_pair(torch.exp(mode))).clamp_max(_LOGISTIC_CURVATURE)
@@ -162,7 +162,7 @@ def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelih
         rows = torch.nonzero(extended).squeeze(-1)
         wider, row_depth = right[rows], depth[rows]
         for _ in range(3):
-            wider = _level_edges(row_depth + wider, peak.quadratic[rows], peak.exponential[rows])[1]
+            wider = level_edges(row_depth + wider, peak.quadratic[rows], peak.exponential[rows])[1]
         right = right.index_copy(0, rows, torch.maximum(right[rows], torch.minimum(wider, saturation[rows])))
     if family.tail_exponent(params) is not None:
         cut = -digits - 2 - torch.log(peak.exponential + 0.5 * slope)
@@ -325,7 +325,7 @@ def _error_estimate(full: Tensor, half: Tensor, edges: Tensor, value: Tensor, di
     return discretisation + 4 * edges / full + math.exp(-digits - 2) + rounding
 
 
-class _TailSum:
+class TailSum:
     """The nodes left of the first one, where the integrand is exactly geometric in the node's number."""
 
     def __init__(self, exponent: Tensor, step: Tensor) -> None:
@@ -334,9 +334,11 @@ class _TailSum:
         self.step = step
 
     def mass(self, first: Tensor) -> Tensor:
+        """The sum of the integrand over them, given its value at the first node."""
         return first * self.ratio / self.complement
 
     def offset(self, first: Tensor, offset: Tensor) -> Tensor:
+        """The sum of the integrand times d, given d at the first node."""
         return first * self.ratio / self.complement * (offset - self.step / self.complement)
 
 
@@ -390,13 +392,13 @@ def _integrate_single(
             first, step = weight[:, 0], step.squeeze(-1)
             mass = weight.sum(-1)
             if exponent is not None:
-                tail = _TailSum(needed[5][part], step)
+                tail = TailSum(needed[5][part], step)
                 mass = mass + tail.mass(first)
             out[0, part], out[2, part] = mass, step
             if with_error:
                 half, edges = weight[:, ::2].sum(-1), weight[:, -1]
                 if exponent is not None:
-                    half = half + _TailSum(needed[5][part], 2 * step).mass(first)
+                    half = half + TailSum(needed[5][part], 2 * step).mass(first)
                 else:
                     edges = edges + first
                 out[1, part], out[6, part] = 2 * half, edges
@@ -461,7 +463,7 @@ def _integrate_panel(
     mass = weight.sum(-1)
     exponent = family.tail_exponent(params)
     if exponent is not None:
-        tail = _TailSum(exponent, step)
+        tail = TailSum(exponent, step)
         first = weight[:, 0].clone()
         mass = mass + tail.mass(first)
     value = peak.height - lowest + torch.log(mass * step)
@@ -469,7 +471,7 @@ def _integrate_panel(
     if with_error:
         half, edges = weight[:, ::2].sum(-1), weight[:, -1]
         if exponent is not None:
-            half = half + _TailSum(exponent, 2 * step).mass(first)
+            half = half + TailSum(exponent, 2 * step).mass(first)
         else:
             edges = edges + weight[:, 0]
         error = _error_estimate(mass, 2 * half, edges, value, grid.digits)
@@ -689,5 +691,5 @@ def integrate_nodes(
     log_value = -_fall(peak, d) - _log_product(likelihood, scaled, torch.exp(d))
     exponent = family.tail_exponent(params)
     one = torch.ones_like(step)
-    tail = torch.zeros_like(step) if exponent is None else _TailSum(exponent, step).mass(one)
+    tail = torch.zeros_like(step) if exponent is None else TailSum(exponent, step).mass(one)
     return peak.location + grid.left, step, log_value, tail
