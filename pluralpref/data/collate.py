@@ -40,15 +40,17 @@ class PreferenceCollator:
         """
         sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
         width = max(len(prompt) + len(answer) for prompt, answer in sides)
-        shape = (len(sides), width)
-        ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
-        attention, completion = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-        for i, (prompt, answer) in enumerate(sides):
-            start, end = len(prompt), len(prompt) + len(answer)
-            ids[i, :end] = torch.tensor([*prompt, *answer], dtype=torch.int64)
-            attention[i, :end] = 1
-            completion[i, start:end] = 1
-        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
+        padded = [
+            [*prompt, *answer, *[self.pad_token_id] * (width - len(prompt) - len(answer))] for prompt, answer in sides
+        ]
+        start = torch.tensor([[len(prompt)] for prompt, _ in sides])
+        end = torch.tensor([[len(prompt) + len(answer)] for prompt, answer in sides])
+        position = torch.arange(width)
+        batch: dict[str, Any] = {
+            "input_ids": torch.tensor(padded, dtype=torch.int64),
+            "attention_mask": (position < end).long(),
+            "completion_mask": ((position >= start) & (position < end)).long(),
+        }
         batch["weight"] = self._column(rows, "weight", 1.0)
         batch["preferred"] = self._column(rows, "preferred", 1.0)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):

@@ -13,14 +13,17 @@ of the trapezoidal rule where the law is wide. Where it is narrow, S is interpol
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pluralpref.errors import InferenceError
 from pluralpref.inference.interpolated_likelihood import POINTS, lagrange_weights
 from pluralpref.inference.marginal.dispatch import unwrap_law
 from pluralpref.inference.marginal.log_families import LogFamily, NodeMoments, Peak
+from pluralpref.inference.marginal.panel_grid import PanelGrid
 from pluralpref.inference.marginal.quadrature import log_family
 from pluralpref.inference.marginal.trapezoid import TailSum, level_edges
 
@@ -43,6 +46,20 @@ _WIDE = 6.0
 _TRIM_ABOVE, _TRIM_STEP = 400, 0.25
 #: Reached by absurd parameters only, whose density is anything but large.
 _MOST_NODES = 4096
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes u = peak.location + offset, ``step`` apart; the log of the integrand there without the height of the law's
+    peak, and the derivative of the log-likelihood, both (annotators, nodes).
+    """
+
+    peak: Peak
+    offset: Tensor
+    step: float
+    log_weight: Tensor
+    slope: Tensor
+    tail: TailSum | None
 
 
 class InterpolatedPanels:
@@ -85,30 +102,55 @@ class InterpolatedPanels:
         return value
 
     @torch.no_grad()
+    def posterior(self, law: Distribution) -> PanelGrid:
+        """p(beta_a | the choices of annotator a) for one law, batch shape (annotators,)."""
+        law = unwrap_law(law)
+        family = log_family(law)
+        params = tuple(p.reshape(1).to(torch.float64) for p in family.parameters(law))
+        nodes = self._evaluate(family, params)
+        if nodes is None:
+            raise InferenceError(f"the parameters of {law} aren't finite")
+        tail = torch.zeros_like(self._losing)
+        if nodes.tail is not None:
+            tail = nodes.tail.mass(torch.ones_like(tail))
+        start = torch.full_like(tail, float(nodes.peak.location + nodes.offset[0]))
+        return PanelGrid(start, torch.full_like(tail, nodes.step), nodes.log_weight, tail)
+
+    @torch.no_grad()
     def _integrate(self, family: LogFamily, params: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(value, derivatives in the parameters), each (annotators,)."""
+        nodes = self._evaluate(family, params)
+        if nodes is None:
+            # A sampler on its way out of the space of laws: it turns back at a density that isn't a number.
+            undefined = torch.full_like(self._losing, math.nan)
+            return undefined, (undefined,) * len(params)
+        d = nodes.offset
+        highest = nodes.log_weight.amax(1, keepdim=True)
+        weight = nodes.log_weight.sub_(highest).exp_()
+        mass, offset = weight.sum(1), weight @ d
+        if nodes.tail is not None:
+            mass = mass + nodes.tail.mass(weight[:, 0])
+            offset = offset + nodes.tail.offset(weight[:, 0], d[0])
+        value = nodes.peak.height + highest[:, 0] + torch.log(mass * nodes.step)
+        pulled = nodes.slope.mul_(weight)
+        moments = NodeMoments(offset / mass, pulled.sum(1) / mass, (pulled @ d) / mass)
+        return value, family.scores(params, torch.zeros_like(mass[:1]), nodes.peak, moments)
+
+    def _evaluate(self, family: LogFamily, params: tuple[Tensor, ...]) -> _Nodes | None:
+        """The integrands on nodes that serve every annotator; ``None`` for parameters that aren't finite."""
         extremes = torch.stack([torch.zeros((), dtype=torch.float64), self._losing.max()])
         both = family.peak(params, extremes)
         if not bool(torch.isfinite(torch.stack([both.location, both.quadratic, both.exponential])).all()):
-            undefined = torch.full_like(self._losing, math.nan)
-            return undefined, (undefined,) * len(params)
+            return None
         peak = Peak(both.location[:1], both.quadratic[:1], both.exponential[:1], both.height[:1])
         exponent = family.tail_exponent(params)
         d, step, loss, slope, growth = self._at_nodes(both, exponent is not None)
         pull = torch.outer(self._losing, growth)
         fall = 0.5 * peak.quadratic * d * d + peak.exponential * (torch.expm1(d) - d)
         log_weight = (loss + fall).add_(pull).neg_()
-        highest = log_weight.amax(1, keepdim=True)
-        weight = log_weight.sub_(highest).exp_()
-        mass, offset = weight.sum(1), weight @ d
-        if exponent is not None:
-            # Left of the first node the integrand is geometric in the node's number.
-            tail = TailSum(exponent, torch.tensor(step, dtype=torch.float64))
-            mass, offset = mass + tail.mass(weight[:, 0]), offset + tail.offset(weight[:, 0], d[0])
-        value = peak.height + highest[:, 0] + torch.log(mass * step)
-        pulled = pull.add_(slope).neg_().mul_(weight)
-        moments = NodeMoments(offset / mass, pulled.sum(1) / mass, (pulled @ d) / mass)
-        return value, family.scores(params, extremes[:1], peak, moments)
+        # Left of the first node the integrand is geometric in the node's number.
+        tail = None if exponent is None else TailSum(exponent, torch.tensor(step, dtype=torch.float64))
+        return _Nodes(peak, d, step, log_weight, pull.add_(slope).neg_(), tail)
 
     def _range(self, both: Peak, has_tail: bool) -> tuple[float, float]:
         """The values of u that matter to any annotator.

@@ -33,6 +33,9 @@ def conditional_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]
     """
     data = problem.choices
     assert data.annotator is not None
+    if problem.table is not None:
+        laws = laws_of_draws(problem.twin, draws, 1)
+        return torch.stack([draw_from_grid(problem.table.posterior(law)) for _, _, law in laws])
     size = max(1, _BLOCK_ELEMENTS // max(1, data.num_annotators * _NODES))
     return torch.cat(
         [_conditional(problem, law, stop - start) for start, stop, law in laws_of_draws(problem.twin, draws, size)]

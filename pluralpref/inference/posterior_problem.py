@@ -150,6 +150,10 @@ class PosteriorProblem:
         total = next(iter(draws.values())).shape[0]
         # Half the bytes for what may be the largest array; 1e-7 of a nat or two is far below the sampling error.
         out = torch.empty(total, self.num_units, dtype=torch.float32)
+        if self.is_panel and self.table is not None:
+            for start, _, law in laws_of_draws(self.twin, draws, 1):
+                out[start] = self.table.log_marginal(law)
+            return out
         for start, stop, law in self.laws(draws):
             with self._common_random_numbers():
                 out[start:stop] = self._panel(law) if self.is_panel else self._single(law)
