@@ -1,9 +1,10 @@
 """What the objective costs: a whole training step with each law of beta against Fixed, interleaved, median ratio.
 
-    python benchmarks/objective_overhead.py [--steps 60]
+    python benchmarks/objective_overhead.py [--size small|demo] [--steps 40]
 
 Every round takes one step of each trainer on the same batch, in a fresh random order, so that slow moments of the
-machine hit all alike. The model is the demo's, so small that an overhead shows; on a real one it is smaller still.
+machine hit all alike. ``small`` is a Llama of 4 layers, hidden size 256 and vocabulary 49,152 with 4 pairs of 256 tokens
+each; ``demo`` is the demo's model, so tiny that what little the objective costs shows.
 """
 
 from __future__ import annotations
@@ -16,29 +17,37 @@ import tempfile
 import time
 
 import torch
+from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pluralpref.demo.population import Population, build_tokenizer
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
 from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength
 
-PAIRS = 64
+SIZES = {
+    "small": {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_152, "intermediate_size": 1024},
+    "demo": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128},
+}
+PAIRS = {"small": 4, "demo": 64}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60, help="rounds that are timed")
-    parser.add_argument("--hidden", type=int, default=64, help="hidden size of the policy")
+    parser.add_argument("--size", choices=SIZES, default="small", help="the policy and its batches")
+    parser.add_argument("--steps", type=int, default=40, help="rounds that are timed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = build_tokenizer()
-    pairs = Population(1.0).choices(200, stream=0)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=arguments.hidden, intermediate_size=2 * arguments.hidden,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=32,
-    )  # fmt: skip
-    policy = LlamaForCausalLM(config)
+    tokenizer = build_tokenizer()
+    count = PAIRS[arguments.size]
+    settings = {
+        "vocab_size": len(tokenizer),
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        **SIZES[arguments.size],
+    }
+    policy = LlamaForCausalLM(LlamaConfig(max_position_embeddings=512, **settings))
+    pairs = _long_pairs(settings["vocab_size"]) if arguments.size == "small" else Population(1.0).choices(200, stream=0)
     laws = {
         "Fixed": (FixedStrength(0.3), None),
         "LogNormal, K=16": (LogNormalStrength(0.3, 0.5), 16),
@@ -46,7 +55,7 @@ def main() -> None:
         "Gamma, closed form": (GammaStrength(0.3, 0.5), None),
     }
     with tempfile.TemporaryDirectory() as folder:
-        steps = {name: _stepper(policy, law, k, pairs, tokenizer, folder) for name, (law, k) in laws.items()}
+        steps = {name: _stepper(policy, law, k, pairs, tokenizer, folder, count) for name, (law, k) in laws.items()}
         times: dict[str, list[float]] = {name: [] for name in laws}
         for round_ in range(arguments.steps + 5):
             for name in random.Random(round_).sample(list(steps), len(steps)):
@@ -55,22 +64,30 @@ def main() -> None:
                 if round_ >= 5:  # the first ones warm caches
                     times[name].append(time.perf_counter() - started)
     base = times["Fixed"]
-    print(f"{PAIRS} pairs a step, {arguments.steps} interleaved rounds; Fixed: {1e3 * statistics.median(base):.1f} ms")
+    milliseconds = 1e3 * statistics.median(base)
+    print(f"{arguments.size}: {count} pairs a step, {arguments.steps} interleaved rounds; Fixed: {milliseconds:.1f} ms")
     for name, values in times.items():
         ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
         print(f"{name:<24}{ratio:6.3f} of Fixed")
 
 
-def _stepper(policy, law, num_samples, pairs, tokenizer, folder):
+def _long_pairs(vocabulary: int) -> Dataset:
+    """Tokenised pairs: 128 tokens of prompt, 128 of each answer."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, vocabulary, (32, 3, 128), generator=generator).tolist()
+    return Dataset.from_list([{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids])
+
+
+def _stepper(policy, law, num_samples, pairs, tokenizer, folder, count):
     config = MixDPOConfig(folder, num_samples=num_samples, report_to="none", use_cpu=True, disable_tqdm=True)
     trainer = MixDPOTrainer(copy.deepcopy(policy), None, law, config, pairs, processing_class=tokenizer)
     optimizer = trainer.create_optimizer()
-    count = torch.tensor(float(PAIRS), dtype=torch.float64)
+    items = torch.tensor(float(count), dtype=torch.float64)
 
     def step(round_: int) -> None:
-        rows = [trainer.train_dataset[(round_ * PAIRS + i) % len(trainer.train_dataset)] for i in range(PAIRS)]
+        rows = [trainer.train_dataset[(round_ * count + i) % len(trainer.train_dataset)] for i in range(count)]
         trainer.current_gradient_accumulation_steps = 1
-        trainer.training_step(trainer.model, trainer.data_collator(rows), count)
+        trainer.training_step(trainer.model, trainer.data_collator(rows), items)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -98,9 +98,7 @@ def test_fixed_is_trls_dpo(tmp_path, with_trl, pairs, tiny_llama, tiny_tokenizer
     [(LogNormalStrength, {}), (LogNormalStrength, {"num_samples": 16}), (GammaStrength, {})],
     ids=["lognormal", "lognormal-16", "gamma"],
 )
-def test_a_spread_of_almost_nothing_is_trls_dpo(
-    tmp_path, with_trl, pairs, tiny_llama, tiny_tokenizer, family, options
-):
+def test_a_spread_of_almost_nothing_is_trls_dpo(tmp_path, with_trl, pairs, tiny_llama, tiny_tokenizer, family, options):
     _, state = with_trl
     strength = family(mean=BETA, cv=1e-4)
     _, ours = with_pluralpref(
