@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share. Nothing here reaches for the network."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -101,3 +102,13 @@ def pairs():
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def hh_file():
+    """HH-RLHF's harmless-base test split, named by PLURALPREF_HH_FILE or beside the checkout."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "hh_harmless_base_test.jsonl.gz"
+    path = Path(os.environ.get("PLURALPREF_HH_FILE", beside))
+    if not path.is_file():
+        pytest.skip("HH-RLHF harmless-base test split not found: set PLURALPREF_HH_FILE to the .jsonl.gz file")
+    return path

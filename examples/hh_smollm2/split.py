@@ -1,6 +1,6 @@
 """Split a file of HH-RLHF transcripts into pairs to train on and pairs to hold out.
 
-    python split.py harmless-base/test.jsonl.gz data --train 400 --held_out 64
+    python split.py harmless-base/test.jsonl.gz data --train 400 --held_out 48
 
 Writes ``train.jsonl`` and ``held_out.jsonl``. The rows are drawn at random, and rows with the same first human turn go
 to the same side: HH has several pairs from one conversation.
@@ -26,8 +26,8 @@ def main() -> int:
     parser.add_argument("source", type=Path, help="a .jsonl or .jsonl.gz file with the columns chosen and rejected")
     parser.add_argument("output", type=Path, help="the folder for the two files")
     parser.add_argument("--train", type=int, default=400, help="pairs to train on")
-    parser.add_argument("--held_out", type=int, default=64, help="pairs to hold out")
-    parser.add_argument("--longest", type=int, default=800, help="skip transcripts of more characters: they are slow")
+    parser.add_argument("--held_out", type=int, default=48, help="pairs to hold out")
+    parser.add_argument("--longest", type=int, default=600, help="skip transcripts of more characters: they are slow")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if not options.source.is_file():

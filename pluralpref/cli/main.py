@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from pluralpref._version import __version__
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Commands print the account of the rows themselves.
+    logging.getLogger("pluralpref.data.tokenize").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*", category=UserWarning)
     command = importlib.import_module(f"pluralpref.cli.{name}")
     try:
         return int(command.main(rest) or 0)
