@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from pluralpref.data.hh import is_transcript
 from pluralpref.data.load import check_columns
 from pluralpref.data.normalize import normalize_row
 from pluralpref.data.report import RowReport
@@ -49,13 +50,18 @@ def tokenize_preferences(
     :returns: a data set with ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``length``, ``row`` (in the source) and
         the source's further columns; and the accounting.
     :raises DataError: if no row is left, or in strict mode any row was skipped.
-    :raises ConfigError: for an unknown option, or conversations without a chat template.
+    :raises ConfigError: for an unknown option or one without effect, or conversations without a chat template.
     """
     if truncation_mode not in ("drop", "keep_end"):
         raise ConfigError(f"truncation_mode={truncation_mode!r}: choose 'drop' or 'keep_end'; answers are never cut")
     if hh_format not in ("text", "chat"):
         raise ConfigError(f"hh_format={hh_format!r}: choose 'text' or 'chat'")
-    if all(column in dataset.column_names for column in TOKEN_COLUMNS):
+    tokenized = all(column in dataset.column_names for column in TOKEN_COLUMNS)
+    if hh_format == "chat" and (tokenized or not _has_transcripts(dataset)):
+        raise ConfigError(
+            "hh_format='chat' has no effect: no row is a pair of HH transcripts without a prompt of its own"
+        )
+    if tokenized:
         return _pass_through(dataset, max_length, strict)
     check_columns(dataset)
     if not len(dataset):  # map would leave no columns to count
@@ -73,6 +79,12 @@ def tokenize_preferences(
     )
     reasons, cut_prompts = encoded["skip_reason"][:], sum(encoded["prompt_was_cut"])
     return _account(encoded.remove_columns(["skip_reason", "prompt_was_cut"]), reasons, cut_prompts, strict)
+
+
+def _has_transcripts(dataset: Dataset) -> bool:
+    prompts = dataset["prompt"] if "prompt" in dataset.column_names else [None] * len(dataset)
+    chosen = dataset["chosen"] if "chosen" in dataset.column_names else []
+    return any(prompt is None and is_transcript(text) for prompt, text in zip(prompts, chosen, strict=False))
 
 
 def _account(dataset: Dataset, reasons: list[str], cut_prompts: int, strict: bool) -> tuple[Dataset, RowReport]:

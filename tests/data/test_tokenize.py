@@ -175,6 +175,14 @@ def test_options_are_checked(plain):
         _one(plain, *PAIR, hh_format="messages")
 
 
+def test_chat_format_without_transcripts_is_refused(plain):
+    with pytest.raises(ConfigError, match="hh_format='chat' has no effect"):
+        _one(plain, *PAIR, hh_format="chat")
+    tokenised = Dataset.from_dict({"prompt_ids": [[3]], "chosen_ids": [[4]], "rejected_ids": [[5]]})
+    with pytest.raises(ConfigError, match="hh_format='chat' has no effect"):
+        tokenize_preferences(tokenised, plain, hh_format="chat")
+
+
 def test_nothing_left_says_why(plain):
     rows = _pairs(("q", "a", "a"), ("q", "", "b"), ("q" * 30, "a", "b"))
     with pytest.raises(DataError) as caught:
