@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pluralpref._version import __version__
 from pluralpref.errors import PluralPrefError
@@ -49,12 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Commands print the account of the rows themselves.
-    logging.getLogger("pluralpref.data.tokenize").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*", category=UserWarning)
     command = importlib.import_module(f"pluralpref.cli.{name}")
     try:
-        return int(command.main(rest) or 0)
+        with _less_noise():
+            return int(command.main(rest) or 0)
     except PluralPrefError as error:
         code = 1 if isinstance(error, RuntimeError) else 2
         print(f"error: {error}", file=sys.stderr)
@@ -62,6 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _less_noise() -> Iterator[None]:
+    """Without what would be said twice, or is no news on a CPU."""
+    accounts = logging.getLogger("pluralpref.data.tokenize")  # commands print the account of the rows themselves
+    level = accounts.level
+    accounts.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*", category=UserWarning)
+            yield
+    finally:
+        accounts.setLevel(level)
 
 
 if __name__ == "__main__":
