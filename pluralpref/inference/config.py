@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from pluralpref.errors import ConfigError
+from pluralpref.inference.marginal.dispatch import DESIGNS
 
 METHODS = ("auto", "closed_form", "quadrature", "monte_carlo")
 
@@ -22,6 +23,8 @@ class MixDPOConfig(TrainingArguments):
         of the prompt. Answers are never cut.
     :param strict: refuse a data set with any row that can't be used, instead of counting such rows.
     :param num_samples: K, draws of beta for each pair; giving it asks for Monte Carlo. ``None``: see ``marginal``.
+    :param sampling_design: how these draws are laid out: ``"iid"``, ``"antithetic"``, ``"stratified"``; see
+        :class:`~pluralpref.inference.MonteCarlo`.
     :param marginal: how beta is integrated out: ``"auto"`` (the most exact way that there is), ``"closed_form"``,
         ``"quadrature"``, ``"monte_carlo"``.
     :param strength_learning_rate: learning rate of the strength model's parameters, which are on a log scale:
@@ -43,6 +46,9 @@ class MixDPOConfig(TrainingArguments):
     strict: bool = field(default=False, metadata={"help": "Refuse rows that can't be used instead of counting them."})
     num_samples: int | None = field(
         default=None, metadata={"help": "K, Monte Carlo draws of beta for each pair (the MixDPO paper: 16)."}
+    )
+    sampling_design: str = field(
+        default="iid", metadata={"help": f"How Monte Carlo draws are laid out: {', '.join(DESIGNS)}."}
     )
     marginal: str = field(default="auto", metadata={"help": f"How beta is integrated out: {', '.join(METHODS)}."})
     strength_learning_rate: float = field(
@@ -79,6 +85,10 @@ class MixDPOConfig(TrainingArguments):
             raise ConfigError(f"marginal={self.marginal!r}: choose one of {', '.join(METHODS)}")
         if self.num_samples is not None and self.marginal not in ("auto", "monte_carlo"):
             raise ConfigError(f"num_samples={self.num_samples} has no effect with marginal={self.marginal!r}")
+        if self.sampling_design not in DESIGNS:
+            raise ConfigError(f"sampling_design={self.sampling_design!r}: choose one of {', '.join(DESIGNS)}")
+        if self.sampling_design != "iid" and self.num_samples is None and self.marginal != "monte_carlo":
+            raise ConfigError(f"sampling_design={self.sampling_design!r} has no effect without num_samples")
         if self.strength_learning_rate < 0:
             raise ConfigError(f"strength_learning_rate={self.strength_learning_rate}: must not be negative")
         if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.marginal import MonteCarlo, log_marginal_panel
+from pluralpref.inference.marginal.draws import draw_strengths
 from pluralpref.inference.marginal.safe_math import log_mean_exp
 from pluralpref.inference.mixed_logit import MixedLogit
 from pluralpref.models import ChoiceData, PreferenceModel
@@ -153,7 +154,7 @@ class MixDPO(ELBO):
             # The guess runs the model; its draws mustn't shift the generator, or a resumed run would differ.
             with torch.random.fork_rng(devices=[]):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
-        draws = _DrawStrengths(method.num_samples, int(self.max_plate_nesting))
+        draws = _DrawStrengths(method, int(self.max_plate_nesting))
         with poutine.trace() as tracer, draws, poutine.replay(trace=guide_trace):
             model(*args, **kwargs)
         nodes = tracer.trace.nodes
@@ -166,9 +167,9 @@ class MixDPO(ELBO):
 class _DrawStrengths(Messenger):
     """Replace the value of site ``beta`` by K draws along a new dimension left of all plates."""
 
-    def __init__(self, num_samples: int, max_plate_nesting: int) -> None:
+    def __init__(self, method: MonteCarlo, max_plate_nesting: int) -> None:
         super().__init__()
-        self.num_samples = num_samples
+        self.method = method
         self.nesting = max_plate_nesting
         self.dim = -1 - max_plate_nesting
 
@@ -182,7 +183,7 @@ class _DrawStrengths(Messenger):
                 "to its parameters; use a reparameterised distribution, or a StrengthModel whose family has a closed form"
             )
         padding = (1,) * (self.nesting - len(fn.batch_shape))
-        msg["value"] = fn.rsample(torch.Size((self.num_samples, *padding)))
+        msg["value"] = draw_strengths(fn, self.method, padding)
 
 
 def _log_average(beta: Any, preferred: Any, dim: int) -> Tensor:

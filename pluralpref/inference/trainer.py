@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pluralpref.atomic import written_aside
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.inference.config import MixDPOConfig
+from pluralpref.inference.marginal import MonteCarlo
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.mixdpo import MixDPO
 from pluralpref.likelihood import (
@@ -104,7 +106,11 @@ class MixDPOTrainer(Trainer):
             self.strength = self.preference_model
         if isinstance(self.strength, FixedStrength) and args.num_samples is not None:
             raise ConfigError(f"num_samples={args.num_samples} has no effect on a fixed strength: leave it out")
-        self.objective = MixDPO(args.marginal, num_samples=args.num_samples)
+        if args.num_samples is not None or args.marginal == "monte_carlo":
+            draws = MonteCarlo() if args.num_samples is None else MonteCarlo(args.num_samples)
+            self.objective = MixDPO(replace(draws, design=args.sampling_design))
+        else:
+            self.objective = MixDPO(args.marginal)
         self.guide = _make_guide(self.strength)
 
         self.row_reports: dict[str, RowReport] = {}

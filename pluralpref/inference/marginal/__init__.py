@@ -12,7 +12,7 @@ from pluralpref.inference.marginal.dispatch import (
 )
 from pluralpref.inference.marginal.panel import PanelProblem, log_marginal_panel, panel_posterior
 from pluralpref.inference.marginal.panel_grid import PanelGrid
-from pluralpref.inference.marginal.quadrature import log_marginal_with_error
+from pluralpref.inference.marginal.with_error import log_marginal_with_error
 
 __all__ = [
     "ClosedForm",

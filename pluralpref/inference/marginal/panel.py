@@ -27,6 +27,7 @@ from pluralpref.inference.marginal.dispatch import (
     resolve_method,
     unwrap_law,
 )
+from pluralpref.inference.marginal.draws import draw_strengths
 from pluralpref.inference.marginal.panel_grid import PanelGrid
 from pluralpref.inference.marginal.quadrature import log_family
 from pluralpref.inference.marginal.safe_math import absolute, log_mean_exp, promote, working_dtype
@@ -189,8 +190,8 @@ def _delta(law: dist.Delta, problem: PanelProblem, method: ClosedForm) -> Tensor
 
 @register_panel_marginal(Distribution, MonteCarlo)
 def _monte_carlo(law: Distribution, problem: PanelProblem, method: MonteCarlo) -> Tensor:
-    """K draws for each panel, shared by its choices, independent between panels and between draws of parameters."""
-    beta = law.expand(problem.shape).rsample((method.num_samples,))
+    """K draws for each panel, shared by its choices; independent between panels and draws of parameters, or shared."""
+    beta = draw_strengths(law.expand(problem.shape), method)
     beta = beta.to(promote(beta.dtype, problem.margins.dtype))
     # The draws that are processed together; their results are small.
     group = max(1, problem.max_elements // max(1, problem.margins.shape[0] * math.prod(problem.batch_shape)))

@@ -9,9 +9,7 @@ from torch.distributions import Distribution
 from pluralpref.errors import UnsupportedError
 from pluralpref.inference.marginal.dispatch import (
     Quadrature,
-    check_margins,
     register_marginal,
-    unwrap_law,
 )
 from pluralpref.inference.marginal.log_families import LOG_FAMILIES, LogFamily
 from pluralpref.inference.marginal.safe_math import absolute, log1mexp, promote, working_dtype
@@ -71,20 +69,12 @@ for _family in LOG_FAMILIES:
     register_marginal(_family, Quadrature)(_log_marginal_quadrature)
 
 
-def log_marginal_with_error(
-    law: Distribution, margins: Tensor, method: Quadrature | None = None
-) -> tuple[Tensor, Tensor]:
-    """The value of log E[sigmoid(beta h)] by quadrature, and an estimate of its error.
+def quadrature_with_error(law: Distribution, margins: Tensor, method: Quadrature) -> tuple[Tensor, Tensor]:
+    """The value and an estimate of its absolute error, both of shape ``broadcast(law.batch_shape, margins.shape)``.
 
     The error of the rule with every second node is seen by comparison; the error of the full rule is about its
     square, which is what is reported, times 10 and with a few roundings added.
 
-    :param law: a LogNormal, Gamma or Exponential (or a subclass).
-    :param margins: h, finite, nats.
-    :param method: the tolerance and node limit.
-    :returns: (value, error), both of shape ``broadcast(law.batch_shape, margins.shape)``. The error is absolute in
-        the value, that is relative in the probability.
-    :raises UnsupportedError: for another family.
-    :raises DataError: if a margin is NaN.
+    :raises UnsupportedError: for a family without quadrature.
     """
-    return _quadrature(unwrap_law(law), check_margins(margins), method or Quadrature(), with_error=True)
+    return _quadrature(law, margins, method, with_error=True)
