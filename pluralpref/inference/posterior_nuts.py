@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pluralpref.errors import InferenceError
+from pluralpref.errors import InferenceError, NumericsWarning
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_coordinates import Coordinates
 from pluralpref.inference.posterior_problem import PosteriorProblem
@@ -84,14 +85,17 @@ def run_nuts(problem: PosteriorProblem, settings: SamplerSettings) -> EngineResu
     """
     progress = _Progress(settings)
     chains = []
-    with borrowed_state(child_seed(settings.seed, 0), threads=1):
-        coordinates = Coordinates(problem)
-    try:
-        for chain in range(settings.num_chains):
-            with borrowed_state(child_seed(settings.seed, 0, chain), threads=1):
-                chains.append(_run_chain(coordinates, settings, chain, progress))
-    finally:
-        progress.close()
+    with warnings.catch_warnings():
+        # A sampler tries parameters that no draw will have; an integral that is hard there is no news.
+        warnings.simplefilter("ignore", NumericsWarning)
+        with borrowed_state(child_seed(settings.seed, 0), threads=1):
+            coordinates = Coordinates(problem)
+        try:
+            for chain in range(settings.num_chains):
+                with borrowed_state(child_seed(settings.seed, 0, chain), threads=1):
+                    chains.append(_run_chain(coordinates, settings, chain, progress))
+        finally:
+            progress.close()
     draws = {name: torch.stack([chain[0][name] for chain in chains]) for name in problem.names}
     stats = {name: np.stack([chain[1][name] for chain in chains]) for name in chains[0][1]}
     return EngineResult(draws, stats)

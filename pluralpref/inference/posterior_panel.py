@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from pluralpref.inference.marginal import MonteCarlo, PanelGrid, panel_posterior
+from pluralpref.inference.marginal import PanelGrid, panel_posterior
+from pluralpref.inference.marginal.dispatch import unwrap_law
+from pluralpref.inference.marginal.quadrature import has_log_family
 from pluralpref.inference.posterior_problem import PosteriorProblem, laws_of_draws
 
 #: Candidates for each annotator and draw where a family has no quadrature.
@@ -25,8 +27,8 @@ _BISECTIONS = 20
 def conditional_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]) -> Tensor:
     r"""One draw from :math:`p(\beta_a \mid y_a, \theta)` for each annotator and each draw of the parameters.
 
-    By inversion on the quadrature grid; a point mass is its own conditional law; and for families that can only be
-    integrated by Monte Carlo, by sampling importance resampling from 256 draws of the law. Uses the global generator.
+    By inversion on the quadrature grid; a point mass is its own conditional law; and for families that the
+    engine has no grid for, by sampling importance resampling from 256 draws of the law. Uses the global generator.
 
     :param draws: (S, ...) by parameter name.
     :returns: (S, annotators) float64.
@@ -48,7 +50,7 @@ def _conditional(problem: PosteriorProblem, law: Distribution, rows: int) -> Ten
     shape = torch.Size((rows, data.num_annotators))
     if problem.marginal_name == "closed_form":  # a point mass
         return law.mean.expand(shape).double()
-    if isinstance(problem.method, MonteCarlo):
+    if not has_log_family(unwrap_law(law)):
         return _resample(problem, law, shape)
     grid = panel_posterior(
         law, data.margins, data.annotator, data.num_annotators, weight=data.weight, preferred=data.preferred

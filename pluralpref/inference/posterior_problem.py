@@ -16,8 +16,9 @@ from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.choices import Choices
 from pluralpref.inference.interpolated_likelihood import interpolate_choices
 from pluralpref.inference.interpolated_panels import InterpolatedPanels, interpolate_panels
-from pluralpref.inference.marginal import MonteCarlo, available_methods, log_marginal, log_marginal_panel
-from pluralpref.inference.marginal.dispatch import Method, available_panel_methods
+from pluralpref.inference.marginal import MonteCarlo, Quadrature, available_methods, log_marginal, log_marginal_panel
+from pluralpref.inference.marginal.dispatch import Method, available_panel_methods, unwrap_law
+from pluralpref.inference.marginal.quadrature import has_log_family
 from pluralpref.inference.mixed_logit import MixedLogit
 from pluralpref.models import StrengthModel
 
@@ -25,6 +26,8 @@ from pluralpref.models import StrengthModel
 MONTE_CARLO_DRAWS = 256
 #: Draws for the moments of a family that doesn't know its own.
 _MOMENT_DRAWS = 4096
+#: Relative error of a probability by the general rule, for families that have none of their own.
+_GENERAL_TOLERANCE = 1e-7
 _COMMON_SEED = 20_260_106
 #: Elements (draws times pairs) that one vectorised evaluation may have; keeps its memory in the tens of megabytes.
 _CHUNK_ELEMENTS = 400_000
@@ -75,12 +78,14 @@ class PosteriorProblem:
         methods = available_methods(law) if choices.annotator is None else available_panel_methods(law)
         #: How beta is integrated out, for the record.
         self.marginal_name = methods[0]
+        if methods[0] == "quadrature" and not has_log_family(unwrap_law(law)):
+            self.method = Quadrature(tolerance=_GENERAL_TOLERANCE)
         if methods[0] == "monte_carlo":
             self.method = MonteCarlo(MONTE_CARLO_DRAWS)
             self.marginal_name = f"monte_carlo, {MONTE_CARLO_DRAWS} common random draws"
         # Monte-Carlo noise differs from pair to pair, so it can't be interpolated.
         self.reduced = None if self.is_panel or methods[0] == "monte_carlo" else interpolate_choices(choices)
-        self.table = self._tabulate() if "quadrature" in methods else None
+        self.table = self._tabulate() if has_log_family(unwrap_law(law)) else None
 
     @property
     def names(self) -> list[str]:

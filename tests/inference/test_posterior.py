@@ -288,17 +288,35 @@ def test_annotator_strengths_follow_their_conditional_law(panel_posterior_):
         assert (below - level).abs().max() < 4.5 * (level * (1 - level) / 3000) ** 0.5
 
 
-def test_user_family_by_monte_carlo():
+def test_user_family():
     margins, _ = simulate(dist.Weibull(torch.tensor(0.8), torch.tensor(2.0)), 150, 1)
     strength = WeibullStrength()
     posterior = fit(strength, margins, **SHORT)
     assert posterior.names == ["concentration", "scale"]
-    assert "256 common random draws" in posterior.attrs["marginal"]
+    assert posterior.attrs["marginal"] == "quadrature"
     concentration, scale = (posterior.draws(name)[0, 5] for name in posterior.names)
     law = dist.Weibull(torch.tensor(scale), torch.tensor(concentration))
     assert posterior.draws("beta_mean")[0, 5] == pytest.approx(float(law.mean))
     assert posterior.draws("beta_cv")[0, 5] == pytest.approx(float(law.stddev / law.mean))
     # The likelihood is a function of the parameters: the same twice.
+    flat = posterior._flat
+    assert torch.equal(posterior._problem.log_likelihood(flat), posterior._problem.log_likelihood(flat))
+
+
+class OpaqueStrength(StrengthModel):
+    def __init__(self, law):
+        super().__init__()
+        self.family = law
+        self.scale = PyroParam(torch.tensor(0.5), torch.distributions.constraints.positive)
+
+    def forward(self, context=None):
+        return self.family(self.scale)
+
+
+def test_a_family_that_can_only_be_drawn(opaque):
+    margins, _ = simulate(dist.LogNormal(torch.tensor(0.0), torch.tensor(0.5)), 60, 1)
+    posterior = fit(OpaqueStrength(opaque), margins, num_samples=10, num_warmup=10, num_chains=1)
+    assert "256 common random draws" in posterior.attrs["marginal"]
     flat = posterior._flat
     assert torch.equal(posterior._problem.log_likelihood(flat), posterior._problem.log_likelihood(flat))
 

@@ -103,11 +103,13 @@ _PREFERENCE: tuple[type, ...] = (ClosedForm, Quadrature, MonteCarlo)
 
 MarginalFunction = Callable[..., Tensor]
 _F = TypeVar("_F", bound=MarginalFunction)
-_SINGLE: dict[tuple[type, type], MarginalFunction] = {}
-_PANEL: dict[tuple[type, type], MarginalFunction] = {}
+Condition = Callable[[Distribution], bool]
+_Table = dict[tuple[type, type], tuple[MarginalFunction, Condition | None]]
+_SINGLE: _Table = {}
+_PANEL: _Table = {}
 
 
-def register_marginal(family: type[Distribution], method: type) -> Callable[[_F], _F]:
+def register_marginal(family: type[Distribution], method: type, *, when: Condition | None = None) -> Callable[[_F], _F]:
     """Decorator: the function computes the marginal of one pair for ``family`` by ``method``.
 
     The function is called as ``f(law, margins, method)`` with ``law`` an instance of ``family`` (or of a subclass
@@ -123,28 +125,32 @@ def register_marginal(family: type[Distribution], method: type) -> Callable[[_F]
 
     :param family: a distribution class.
     :param method: :class:`ClosedForm`, :class:`Quadrature` or :class:`MonteCarlo`.
-    :raises ConfigError: if one of the two is not such a class.
+    :param when: tells for one law whether the function can be used; where it says no, base classes and less exact
+        methods are tried.
+    :raises ConfigError: if one of the first two is not such a class.
     """
-    return _registrar(_SINGLE, family, method)
+    return _registrar(_SINGLE, family, method, when)
 
 
-def register_panel_marginal(family: type[Distribution], method: type) -> Callable[[_F], _F]:
+def register_panel_marginal(
+    family: type[Distribution], method: type, *, when: Condition | None = None
+) -> Callable[[_F], _F]:
     """Decorator: like :func:`register_marginal`, for several choices that share one beta.
 
     The function is called as ``f(law, problem, method)``, where ``problem`` is a
     :class:`~pluralpref.inference.marginal.panel.PanelProblem`.
     """
-    return _registrar(_PANEL, family, method)
+    return _registrar(_PANEL, family, method, when)
 
 
-def _registrar(table: dict[tuple[type, type], MarginalFunction], family: type, method: type) -> Callable[[_F], _F]:
+def _registrar(table: _Table, family: type, method: type, when: Condition | None) -> Callable[[_F], _F]:
     if not (isinstance(family, type) and issubclass(family, Distribution)):
         raise ConfigError(f"A marginal is registered for a distribution class, not for {family!r}.")
     if method not in _NAME_OF:
         raise ConfigError(f"The method class is ClosedForm, Quadrature or MonteCarlo, not {method!r}.")
 
     def decorate(function: _F) -> _F:
-        table[family, method] = function
+        table[family, method] = (function, when)
         return function
 
     return decorate
@@ -164,12 +170,19 @@ def available_panel_methods(law: Distribution) -> tuple[str, ...]:
     return _methods_in(_PANEL, unwrap_law(law))
 
 
-def _methods_in(table: dict[tuple[type, type], MarginalFunction], law: Distribution) -> tuple[str, ...]:
+def _methods_in(table: _Table, law: Distribution) -> tuple[str, ...]:
     return tuple(
         _NAME_OF[method]
         for method in _PREFERENCE
-        if any((cls, method) in table for cls in type(law).__mro__) and (method is not MonteCarlo or law.has_rsample)
+        if (method is not MonteCarlo or law.has_rsample)
+        and any(_find(table, cls, method, law) is not None for cls in type(law).__mro__)
     )
+
+
+def _find(table: _Table, cls: type, method: type, law: Distribution) -> MarginalFunction | None:
+    """The function of one entry, if there is one that can be used for this law."""
+    function, when = table.get((cls, method), (None, None))
+    return None if function is None or (when is not None and not when(law)) else function
 
 
 def unwrap_law(law: Distribution) -> Distribution:
@@ -212,10 +225,10 @@ def resolve_method(law: Distribution, method: str | Method, *, panel: bool = Fal
     if isinstance(method, str) and method == "auto":
         for cls in mro:
             for kind in _PREFERENCE:
-                if (cls, kind) in table:
+                if (function := _find(table, cls, kind, law)) is not None:
                     instance = kind()
                     _require_rsample(law, instance)
-                    return table[cls, kind], instance
+                    return function, instance
         raise AssertionError("Monte Carlo is registered for every distribution")  # pragma: no cover
     if isinstance(method, str):
         if method not in _BY_NAME:
@@ -229,9 +242,9 @@ def resolve_method(law: Distribution, method: str | Method, *, panel: bool = Fal
     else:
         raise ConfigError(f"method is a name or an instance of ClosedForm, Quadrature or MonteCarlo, not {method!r}.")
     for cls in mro:
-        if (cls, type(instance)) in table:
+        if (function := _find(table, cls, type(instance), law)) is not None:
             _require_rsample(law, instance)
-            return table[cls, type(instance)], instance
+            return function, instance
     decorator = "register_panel_marginal" if panel else "register_marginal"
     kind_name = type(instance).__name__
     there_are = _methods_in(table, law) or ("none",)

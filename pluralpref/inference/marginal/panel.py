@@ -1,8 +1,9 @@
 r"""Several choices that share one beta: the panel mixed logit.
 
 For an annotator a with choices j, log E_beta[prod_j sigmoid(beta h_j)^{w_j}]: the product is inside the expectation.
-A closed form exists for a point mass only; LogNormal, Gamma and Exponential laws are integrated by quadrature, every
-other reparameterised law by Monte Carlo with K draws for each annotator.
+A closed form exists for a point mass only; LogNormal, Gamma and Exponential laws are integrated by the engine of
+:mod:`~pluralpref.inference.marginal.trapezoid`, every other law with a density by
+:mod:`~pluralpref.inference.marginal.any_density`, and what has neither by Monte Carlo with K draws for each annotator.
 """
 
 from __future__ import annotations
@@ -169,8 +170,8 @@ def log_marginal_panel(
     :param weight: (pairs,), >= 0, or None for ones. An integer weight equals that many repeated rows. A constant: no
         gradient flows to it.
     :param preferred: (pairs,), in [0, 1], or None for ones. A constant as well.
-    :param method: as in :func:`~pluralpref.inference.marginal.log_marginal`; ``"auto"`` is quadrature for LogNormal,
-        Gamma and Exponential, the exact value for a Delta, else Monte Carlo with 16 draws for each panel.
+    :param method: as in :func:`~pluralpref.inference.marginal.log_marginal`; ``"auto"`` is the exact value for a
+        Delta, quadrature for laws with a density, else Monte Carlo with 16 draws for each panel.
     :param max_elements: a bound on the elements of temporary arrays.
     :returns: ``(num_panels,)``, or ``(S, num_panels)``; nats. Twice differentiable in margins and parameters.
     :raises DataError: for margins, codes, weights or labels out of range, naming the first row.

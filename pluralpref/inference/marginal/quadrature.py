@@ -26,9 +26,14 @@ def log_family(law: Distribution) -> LogFamily:
             return LOG_FAMILIES[cls]
     names = ", ".join(cls.__name__ for cls in LOG_FAMILIES)
     raise UnsupportedError(
-        f"{type(law).__name__} has no quadrature; the families that have one are {names}. Use "
+        f"{type(law).__name__} has no quadrature of its own; the families that have one are {names}. Use "
         "MonteCarlo(num_samples=...)."
     )
+
+
+def has_log_family(law: Distribution) -> bool:
+    """Whether the law's class, or one of its bases, is one of those that the engine knows."""
+    return any(cls in LOG_FAMILIES for cls in type(law).__mro__)
 
 
 def flat_parameter(parameter: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:

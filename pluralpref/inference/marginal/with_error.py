@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pluralpref.errors import ConfigError
+from pluralpref.inference.marginal.any_density import density_with_error, has_density
 from pluralpref.inference.marginal.dispatch import (
     MonteCarlo,
     Quadrature,
@@ -17,7 +18,7 @@ from pluralpref.inference.marginal.dispatch import (
     log_marginal,
     unwrap_law,
 )
-from pluralpref.inference.marginal.quadrature import quadrature_with_error
+from pluralpref.inference.marginal.quadrature import has_log_family, quadrature_with_error
 
 
 def log_marginal_with_error(
@@ -33,7 +34,7 @@ def log_marginal_with_error(
     so that an interval of :math:`\pm t_{R-1} s` covers the exact value at its nominal rate where the estimates are
     near normal. Unlike quadrature's, it holds for every design of draws.
 
-    :param law: the distribution of beta; by quadrature a LogNormal, Gamma or Exponential (or a subclass).
+    :param law: the distribution of beta; by quadrature one with a density.
     :param margins: h, finite, nats.
     :param method: the tolerance and node limit, or the number and design of draws; by default quadrature.
     :param replicates: R, for Monte Carlo.
@@ -45,7 +46,10 @@ def log_marginal_with_error(
     """
     margins = check_margins(margins)
     if method is None or isinstance(method, Quadrature):
-        return quadrature_with_error(unwrap_law(law), margins, method or Quadrature())
+        law, method = unwrap_law(law), method or Quadrature()
+        if has_log_family(law) or not has_density(law):
+            return quadrature_with_error(law, margins, method)
+        return density_with_error(law, margins, method)
     if not isinstance(method, MonteCarlo):
         raise ConfigError(f"an error is estimated by Quadrature or MonteCarlo, not by {method!r}")
     if replicates < 2:
