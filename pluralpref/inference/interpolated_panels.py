@@ -23,9 +23,10 @@ from pluralpref.errors import InferenceError
 from pluralpref.inference.interpolated_likelihood import POINTS, lagrange_weights
 from pluralpref.inference.marginal.dispatch import unwrap_law
 from pluralpref.inference.marginal.log_families import LogFamily, NodeMoments, Peak
+from pluralpref.inference.marginal.panel import losing_part
 from pluralpref.inference.marginal.panel_grid import PanelGrid
 from pluralpref.inference.marginal.quadrature import log_family
-from pluralpref.inference.marginal.trapezoid import TailSum, level_edges
+from pluralpref.inference.marginal.trapezoid import TailSum, bound_fall, level_edges
 
 #: The table begins where e^u h is below this for every annotator, and ends where exp(-e^u |h|) is.
 _NOTHING = 1e-10
@@ -90,9 +91,7 @@ class InterpolatedPanels:
         :param law: of a family with quadrature, batch shape () or (1,).
         :returns: (annotators,), once differentiable in the law's parameters. NaN where those aren't finite.
         """
-        law = unwrap_law(law)
-        family = log_family(law)
-        params = tuple(p.reshape(1).to(torch.float64) for p in family.parameters(law))
+        family, params = _family_and_parameters(law)
         value, scores = self._integrate(family, tuple(p.detach() for p in params))
         # The derivatives are averages over the same nodes: cheaper, and exact where the law is narrow, which
         # differentiating the sum isn't.
@@ -104,9 +103,7 @@ class InterpolatedPanels:
     @torch.no_grad()
     def posterior(self, law: Distribution) -> PanelGrid:
         """p(beta_a | the choices of annotator a) for one law, batch shape (annotators,)."""
-        law = unwrap_law(law)
-        family = log_family(law)
-        params = tuple(p.reshape(1).to(torch.float64) for p in family.parameters(law))
+        family, params = _family_and_parameters(law)
         nodes = self._evaluate(family, params)
         if nodes is None:
             raise InferenceError(f"the parameters of {law} aren't finite")
@@ -144,10 +141,9 @@ class InterpolatedPanels:
             return None
         peak = Peak(both.location[:1], both.quadratic[:1], both.exponential[:1], both.height[:1])
         exponent = family.tail_exponent(params)
-        d, step, loss, slope, growth = self._at_nodes(both, exponent is not None)
+        d, step, loss, slope, growth = self._at_nodes(both, peak, exponent is not None)
         pull = torch.outer(self._losing, growth)
-        fall = 0.5 * peak.quadratic * d * d + peak.exponential * (torch.expm1(d) - d)
-        log_weight = (loss + fall).add_(pull).neg_()
+        log_weight = (loss + bound_fall(peak, d)).add_(pull).neg_()
         # Left of the first node the integrand is geometric in the node's number.
         tail = None if exponent is None else TailSum(exponent, torch.tensor(step, dtype=torch.float64))
         return _Nodes(peak, d, step, log_weight, pull.add_(slope).neg_(), tail)
@@ -168,14 +164,14 @@ class InterpolatedPanels:
             left = max(left, min(flat, float(both.location[1]) - 1))
         return left, right
 
-    def _at_nodes(self, both: Peak, has_tail: bool) -> tuple[Tensor, float, Tensor, Tensor, Tensor]:
+    def _at_nodes(self, both: Peak, peak: Peak, has_tail: bool) -> tuple[Tensor, float, Tensor, Tensor, Tensor]:
         """(u minus the law's peak, the distance of nodes, S, its derivative, e^u)."""
         left, right = self._range(both, has_tail)
         curvature = float((both.quadratic + both.exponential).max())
         density = _density(curvature, self._heaviest)
         if (right - left) * density > _TRIM_ABOVE:
-            left, right = self._trim(both, left, right, curvature)
-        location = both.location[0]
+            left, right = self._trim(peak, left, right, curvature)
+        location = peak.location[0]
         nodes = self._table.shape[2]
         low = math.floor((left - self._first) / self._step)
         high = math.ceil((right - self._first) / self._step) + 1
@@ -189,7 +185,7 @@ class InterpolatedPanels:
         loss, slope = self._interpolate(location + d)
         return d, (right - left) / (count - 1), loss, slope, torch.exp(location + d)
 
-    def _trim(self, both: Peak, left: float, right: float, curvature: float) -> tuple[float, float]:
+    def _trim(self, peak: Peak, left: float, right: float, curvature: float) -> tuple[float, float]:
         """The part of a range drawn from the bounds of S where, on every n-th node, an integrand isn't negligible."""
         stride = max(1, math.floor(_TRIM_STEP / self._step))
         low = max(0, math.floor((left - self._first) / self._step))
@@ -198,9 +194,11 @@ class InterpolatedPanels:
         if nodes.numel() < 3:
             return left, right
         u = self._first + self._step * nodes.double()
-        d = u - both.location[0]
-        fall = 0.5 * both.quadratic[0] * d * d + both.exponential[0] * (torch.expm1(d) - d)
-        value = -fall - torch.outer(self._losing, self._growth[nodes]) - self._table[0][:, nodes]
+        value = (
+            -bound_fall(peak, u - peak.location)
+            - torch.outer(self._losing, self._growth[nodes])
+            - self._table[0][:, nodes]
+        )
         # Between two nodes an integrand can rise above both by the last term.
         bend = (curvature + _LARGEST_CURVATURE * self._heaviest) * (stride * self._step) ** 2 / 8
         kept = (value >= value.amax(1, keepdim=True) - (_DIGITS + 3 + bend)).any(0).nonzero()[:, 0]
@@ -225,6 +223,12 @@ class InterpolatedPanels:
         return self._table[0, :, low:high] @ dense.T, self._table[1, :, low:high] @ dense.T
 
 
+def _family_and_parameters(law: Distribution) -> tuple[LogFamily, tuple[Tensor, ...]]:
+    law = unwrap_law(law)
+    family = log_family(law)
+    return family, tuple(p.reshape(1).to(torch.float64) for p in family.parameters(law))
+
+
 def interpolate_panels(
     margins: Tensor,
     index: Tensor,
@@ -242,7 +246,6 @@ def interpolate_panels(
     """
     magnitude = margins.abs()
     weight = torch.ones_like(magnitude) if weight is None else weight
-    preferred = torch.ones_like(magnitude) if preferred is None else preferred
     zeros = torch.zeros(count, dtype=torch.float64)
     steepest = float(zeros.index_add(0, index, magnitude * weight).max())
     heaviest = float(zeros.index_add(0, index, weight).max())
@@ -262,8 +265,7 @@ def interpolate_panels(
         lost = torch.exp(-v)
         table[0].index_add_(0, index[part], torch.log1p(lost) * weight[part, None])
         table[1].index_add_(0, index[part], -v * lost / (1 + lost) * weight[part, None])
-    # The part of each margin that works against the choice.
-    against = torch.where(margins >= 0, 1 - preferred, preferred) * magnitude * weight
+    against = losing_part(margins, weight, preferred)
     return InterpolatedPanels(table, start, step, zeros.index_add(0, index, against), steepest, heaviest)
 
 

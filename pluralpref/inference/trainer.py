@@ -106,11 +106,9 @@ class MixDPOTrainer(Trainer):
             self.strength = self.preference_model
         if isinstance(self.strength, FixedStrength) and args.num_samples is not None:
             raise ConfigError(f"num_samples={args.num_samples} has no effect on a fixed strength: leave it out")
-        if args.num_samples is not None or args.marginal == "monte_carlo":
-            draws = MonteCarlo() if args.num_samples is None else MonteCarlo(args.num_samples)
-            self.objective = MixDPO(replace(draws, design=args.sampling_design))
-        else:
-            self.objective = MixDPO(args.marginal)
+        self.objective = MixDPO(args.marginal, num_samples=args.num_samples)
+        if isinstance(self.objective.method, MonteCarlo):
+            self.objective.method = replace(self.objective.method, design=args.sampling_design)
         self.guide = _make_guide(self.strength)
 
         self.row_reports: dict[str, RowReport] = {}

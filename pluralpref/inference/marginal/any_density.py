@@ -227,7 +227,7 @@ def _range(
 
 @register_marginal(Distribution, Quadrature, when=has_density)
 def _single(law: Distribution, margins: Tensor, method: Quadrature) -> Tensor:
-    return density_with_error(law, margins, method)[0]
+    return _evaluate(law, margins, method, with_error=False)[0]
 
 
 def density_with_error(law: Distribution, margins: Tensor, method: Quadrature) -> tuple[Tensor, Tensor]:
@@ -235,6 +235,11 @@ def density_with_error(law: Distribution, margins: Tensor, method: Quadrature) -
 
     :returns: both of shape ``broadcast(law.batch_shape, margins.shape)``; the second is absolute in log P.
     """
+    return _evaluate(law, margins, method, with_error=True)
+
+
+def _evaluate(law: Distribution, margins: Tensor, method: Quadrature, *, with_error: bool) -> tuple[Tensor, Tensor]:
+    """(value, error); without ``with_error`` the second is only a floor."""
     shape = torch.broadcast_shapes(law.batch_shape, margins.shape)
     if not math.prod(shape):
         return margins.new_zeros(shape), margins.new_zeros(shape)
@@ -244,14 +249,15 @@ def density_with_error(law: Distribution, margins: Tensor, method: Quadrature) -
     signed = bool((biject_to(_support(law))(torch.tensor(-1e3, dtype=h.dtype)) < 0).any())
     tests = torch.cat([tests, -tests]) if signed else tests
     rule = make_rule(law, lambda beta: logsigmoid(-beta.unsqueeze(1) * tests), method)
-    against, error = _integrate(rule, magnitude.expand(shape))
+    against, error = _integrate(rule, magnitude.expand(shape), with_error)
     other = error / torch.expm1(-against)
     if signed:
         # Either side may be the improbable one, and that is the one to be integrated.
-        towards, other = _integrate(rule, -magnitude.expand(shape))
+        towards, other = _integrate(rule, -magnitude.expand(shape), with_error)
         unlikely = against < towards
-        winning = torch.where(unlikely, log1mexp(torch.where(unlikely, against, towards)), towards)
-        against = torch.where(unlikely, against, log1mexp(torch.where(unlikely, against, towards)))
+        complement = log1mexp(torch.where(unlikely, against, towards))
+        winning = torch.where(unlikely, complement, towards)
+        against = torch.where(unlikely, against, complement)
     else:
         winning = log1mexp(against)
     wins = (h >= 0).expand(shape)
@@ -263,8 +269,8 @@ def density_with_error(law: Distribution, margins: Tensor, method: Quadrature) -
     return value, error.to(dtype)
 
 
-def _integrate(rule: _Rule, magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """Log E[sigmoid(-beta |h|)] and its error's bound, block by block of pairs."""
+def _integrate(rule: _Rule, magnitude: Tensor, with_error: bool) -> tuple[Tensor, Tensor]:
+    """Log E[sigmoid(-beta |h|)] and, if asked for, its error's bound (else zeros), block by block of pairs."""
     count, shape = rule.strength.shape[0], magnitude.shape
     lead = (1,) * (len(shape) - rule.step.dim())
 
@@ -283,12 +289,14 @@ def _integrate(rule: _Rule, magnitude: Tensor) -> tuple[Tensor, Tensor]:
         columns = slice(None) if strength.shape[1] == 1 else part
         arguments = (strength[:, columns], density[:, columns], pairs[part])
         value = _losing(*arguments) if keep else checkpoint(_losing, *arguments, use_reentrant=False)
-        with torch.no_grad():
-            half = _losing(arguments[0][::2], arguments[1][::2], pairs[part])
-            errors.append((half - value).abs())
         values.append(value)
+        if with_error:
+            with torch.no_grad():
+                half = _losing(arguments[0][::2], arguments[1][::2], pairs[part])
+                errors.append((half - value).abs())
     # Rounding may lift a probability of 1 above it.
-    return torch.cat(values).clamp_max(0.0).reshape(shape), torch.cat(errors).reshape(shape)
+    total = torch.cat(values).clamp_max(0.0).reshape(shape)
+    return total, torch.cat(errors).reshape(shape) if with_error else torch.zeros_like(total)
 
 
 def _losing(strength: Tensor, density: Tensor, magnitude: Tensor) -> Tensor:

@@ -230,14 +230,14 @@ def _chunks(problem: PanelProblem) -> list[list[_Chunk]]:
     return [chunks]
 
 
-def _losing(problem: PanelProblem, margins: Tensor) -> Tensor:
+def losing_part(margins: Tensor, weight: Tensor | None, preferred: Tensor | None) -> Tensor:
     """W times the part of each margin that works against the choice: (1-p) h for h >= 0, -p h for h < 0."""
-    if problem.preferred is None:
+    if preferred is None:
         against = torch.where(margins >= 0, torch.zeros_like(margins), -margins)
     else:
-        p = problem.preferred.to(margins)
+        p = preferred.to(margins)
         against = torch.where(margins >= 0, (1 - p) * margins, -p * margins)
-    return against if problem.weight is None else against * problem.weight.to(margins)
+    return against if weight is None else against * weight.to(margins)
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _engine_calls(law: Distribution, problem: PanelProblem) -> tuple[list[list[_
         for p in params
     ]
     margins = problem.margins.to(work)
-    magnitude, against = absolute(margins), _losing(problem, margins)
+    magnitude, against = absolute(margins), losing_part(margins, problem.weight, problem.preferred)
     weight = None if problem.weight is None else problem.weight.to(work)
     (chunks,) = _chunks(problem)
     pairs = problem.margins.shape[0]

@@ -180,7 +180,7 @@ def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelih
     return Grid(peak, left, right, count.clamp_max(method.max_nodes).to(torch.int64), digits)
 
 
-def _fall(peak: Peak, offset: Tensor) -> Tensor:
+def bound_fall(peak: Peak, offset: Tensor) -> Tensor:
     """A d²/2 + B (e^d - 1 - d), for offset (rows,) or (rows, nodes)."""
     quadratic, exponential = peak.quadratic, peak.exponential
     if offset.dim() == 2:
@@ -199,7 +199,7 @@ def _climb(peak: Peak, likelihood: Likelihood, scaled: Tensor, weight_sum: Tenso
         v = scaled * likelihood.per_pair(torch.exp(offset))
         e = torch.exp(-v)
         s = e / (1 + e)
-        drop = _fall(peak, offset) + likelihood.sum_pairs(likelihood.weighted(torch.log1p(e)))
+        drop = bound_fall(peak, offset) + likelihood.sum_pairs(likelihood.weighted(torch.log1p(e)))
         better = drop < best_drop
         best = torch.where(better, offset, best)
         best_drop = torch.where(better, drop, best_drop)
@@ -244,7 +244,7 @@ def _trim(
         k = torch.arange(count, dtype=left.dtype, device=left.device)
         step = (right - left) / (count - 1)
         offset = left.unsqueeze(-1) + step.unsqueeze(-1) * k
-        below = _fall(peak, offset) + _log_product(likelihood, scaled, torch.exp(offset))
+        below = bound_fall(peak, offset) + _log_product(likelihood, scaled, torch.exp(offset))
         lowest = torch.minimum(lowest, below.amin(-1))
         # -g'' <= A + B e^d + 0.27 W, the middle term largest at the right end of the cell.
         bound = (
@@ -457,7 +457,7 @@ def _integrate_panel(
     d, step = grid.offsets(count)
     growth = torch.exp(d)
     kept: list[Tensor] | None = [] if derivatives and pairs * count <= _KEEP_ELEMENTS else None
-    fall = _fall(peak, d) + _log_product(likelihood, scaled, growth, kept)
+    fall = bound_fall(peak, d) + _log_product(likelihood, scaled, growth, kept)
     lowest = fall.amin(-1)
     weight = torch.exp(lowest.unsqueeze(-1) - fall)
     mass = weight.sum(-1)
@@ -688,7 +688,7 @@ def integrate_nodes(
     count = max(32, int(grid.count.max())) if grid.count.numel() else 32
     d, step = grid.offsets(count)
     scaled = likelihood.magnitude * likelihood.per_pair(torch.exp(peak.location))
-    log_value = -_fall(peak, d) - _log_product(likelihood, scaled, torch.exp(d))
+    log_value = -bound_fall(peak, d) - _log_product(likelihood, scaled, torch.exp(d))
     exponent = family.tail_exponent(params)
     one = torch.ones_like(step)
     tail = torch.zeros_like(step) if exponent is None else TailSum(exponent, step).mass(one)
