@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import functools
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Exponential, Gamma
 
 from pluralpref.inference.marginal.dispatch import ClosedForm, register_marginal
+from pluralpref.inference.marginal.quadrature import flat_parameter
 from pluralpref.inference.marginal.safe_math import absolute, log1mexp, promote, working_dtype
 
 # The value needs 22 terms in float64 and 10 in float32; the derivative in the shape, whose terms are the moments of
@@ -27,6 +29,8 @@ from pluralpref.inference.marginal.safe_math import absolute, log1mexp, promote,
 _NUM_TERMS = {torch.float64: 24, torch.float32: 12}
 # Above this, 1 + z and z are the same number, and the logarithm is taken of the quotient's parts.
 _HUGE = 1e18
+# Arrays of (pairs, terms) with this many elements stay in a CPU's cache.
+_BLOCK_ELEMENTS = 2**17
 
 
 @functools.lru_cache(maxsize=32)
@@ -95,13 +99,100 @@ def gamma_log_losing(shape: Tensor, rate: Tensor, magnitude: Tensor) -> Tensor:
     return -shape * log1p_z + torch.log(0.5 + (terms * weights).sum(-1))
 
 
+def _log_choice(shape: Tensor, rate: Tensor, margins: Tensor) -> Tensor:
+    """Log E[sigmoid(beta h)] by plain tensor operations: for second derivatives."""
+    log_losing = gamma_log_losing(shape, rate, absolute(margins))
+    return torch.where(margins >= 0, log1mexp(log_losing), log_losing)
+
+
+class _GammaChoice(torch.autograd.Function):
+    """First derivatives come out of the sums of the forward pass; second ones from :func:`_log_choice`.
+
+    Backward through the plain formula would make half a dozen arrays of (pairs, terms), too large for a cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shape: Tensor, rate: Tensor, margins: Tensor) -> Tensor:
+        """Margins (pairs,); shape and rate (pairs,) or (1,)."""
+        derivatives = any(ctx.needs_input_grad)
+        out = torch.empty((4 if derivatives else 1, *margins.shape), dtype=margins.dtype, device=margins.device)
+        size = max(1, _BLOCK_ELEMENTS // _NUM_TERMS.get(margins.dtype, 24))
+        for start in range(0, margins.shape[0], size):
+            part = slice(start, start + size)
+            _fill_block(*(p if p.shape[0] == 1 else p[part] for p in (shape, rate)), margins[part], out[:, part])
+        if derivatives:
+            ctx.save_for_backward(shape, rate, margins)
+            ctx.first = out[1:]
+        return out[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Products with the derivatives of the forward pass."""
+        (grad_value,) = grad_outputs
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # Fresh views: the rate may be a function of the shape, and must not count twice.
+            arguments = [x.view_as(x) for x in ctx.saved_tensors]
+            wanted = [x for x, need in zip(arguments, needed, strict=True) if need]
+            grads = iter(torch.autograd.grad(_log_choice(*arguments), wanted, grad_value, create_graph=True))
+            return tuple(next(grads) if need else None for need in needed)
+        return tuple(
+            (grad_value * first).sum_to_size(x.shape) if need else None
+            for first, x, need in zip(ctx.first, ctx.saved_tensors, needed, strict=True)
+        )
+
+
+def _fill_block(shape: Tensor, rate: Tensor, margins: Tensor, out: Tensor) -> None:
+    """Log E[sigmoid(beta h)] into ``out[0]`` and, if there are more rows, its derivatives in shape, rate and h."""
+    wins = margins >= 0
+    magnitude = torch.where(wins, margins, -margins)
+    dtype = magnitude.dtype
+    weights = _weight_tensor(_NUM_TERMS.get(dtype, 24), dtype, magnitude.device)[1:]
+    # The term k = 0 is 1 whatever the arguments are: less 1 it is 0.
+    k = torch.arange(1, weights.shape[0] + 1, dtype=dtype, device=magnitude.device)
+    log1p_z, fraction, complement, huge = _ratio(rate, magnitude)
+    logs = (fraction.unsqueeze(-1) * k).log1p_()
+    terms = torch.mul(logs, -shape.unsqueeze(-1)).expm1_()
+    total = 0.5 + (terms * weights).sum(-1)
+    log_losing = torch.log(total) - shape * log1p_z
+    out[0] = torch.where(wins, log1mexp(log_losing), log_losing)
+    if out.shape[0] == 1:
+        return
+    terms.add_(1).mul_(weights)
+    d_shape = -log1p_z - logs.mul_(terms).sum(-1) / total
+    # k / (1 + k z') = 1 / (1/k + z').
+    pull = terms.div_(torch.add(fraction.unsqueeze(-1), 1 / k, out=logs)).sum(-1) / total
+    # The derivatives in z and in log z are this over 1 + z and times z'.
+    slope = -shape * (1 + pull * complement)
+    d_log_z = slope * fraction
+    d_magnitude = slope * complement / rate
+    if huge is not None:
+        d_magnitude = torch.where(huge, d_log_z / magnitude, d_magnitude)
+    # d log(1 - Q) = -Q/(1 - Q) d log Q, and |h| falls where h < 0 rises.
+    factor = torch.where(wins, -1 / torch.expm1(-log_losing), 1.0)
+    out[1] = d_shape * factor
+    out[2] = -d_log_z / rate * factor
+    out[3] = d_magnitude * torch.where(wins, factor, -1.0)
+
+
+def _ratio(rate: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """log1p(z), z/(1+z), 1/(1+z), and where z is above :data:`_HUGE` (None for nowhere); z = magnitude/rate."""
+    z = magnitude / rate
+    huge = z > _HUGE
+    complement = 1 / (1 + z)
+    if not bool(huge.any()):
+        return torch.log1p(z), z * complement, complement, None
+    log_z = torch.log(magnitude) - torch.log(rate)
+    fraction = torch.where(huge, 1.0, z * complement)
+    return torch.where(huge, log_z, torch.log1p(z)), fraction, complement, huge
+
+
 def _gamma_marginal(shape: Tensor, rate: Tensor, margins: Tensor) -> Tensor:
     dtype = promote(shape.dtype, margins.dtype)
     work = working_dtype(margins.device)
-    h = margins.to(work)
-    log_losing = gamma_log_losing(shape.to(work), rate.to(work), absolute(h))
-    h = h.expand(log_losing.shape)
-    return torch.where(h >= 0, log1mexp(log_losing), log_losing).to(dtype)
+    size = torch.broadcast_shapes(shape.shape, rate.shape, margins.shape)
+    flat = (flat_parameter(p, work, size) for p in (shape, rate))
+    return _GammaChoice.apply(*flat, margins.to(work).expand(size).reshape(-1)).reshape(size).to(dtype)
 
 
 @register_marginal(Gamma, ClosedForm)
