@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -42,6 +44,25 @@ def flat_parameter(parameter: Tensor, dtype: torch.dtype, shape: torch.Size) -> 
     return parameter.reshape(1) if parameter.numel() == 1 else parameter.expand(shape).reshape(-1)
 
 
+class _Choice(torch.autograd.Function):
+    """log(1 - exp(x)) where the choice wins, else x; its first derivative costs one expm1."""
+
+    @staticmethod
+    def forward(ctx: Any, losing: Tensor, wins: Tensor) -> Tensor:
+        """Both of one shape; ``losing`` <= 0."""
+        ctx.save_for_backward(losing, wins)
+        return torch.where(wins, log1mexp(losing), losing)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        """The product with -1/(exp(-x) - 1), or with 1; differentiable."""
+        losing, wins = ctx.saved_tensors
+        # At x = 0, which only rounding makes, the slope is infinite and taken as 0, as in log1mexp.
+        known = wins & (losing < 0)
+        slope = -1 / torch.expm1(torch.where(known, -losing, 1.0))
+        return grad_outputs[0] * torch.where(known, slope, torch.where(wins, 0.0, 1.0)), None
+
+
 def _quadrature(law: Distribution, margins: Tensor, method: Quadrature, *, with_error: bool) -> tuple[Tensor, Tensor]:
     family = log_family(law)
     params = family.parameters(law)
@@ -56,7 +77,7 @@ def _quadrature(law: Distribution, margins: Tensor, method: Quadrature, *, with_
     )
     losing = losing.reshape(shape)
     wins = (h >= 0).expand(shape)
-    value = torch.where(wins, log1mexp(losing), losing).to(dtype)
+    value = _Choice.apply(losing, wins).to(dtype)
     if not with_error:
         return value, error
     with torch.no_grad():

@@ -115,18 +115,23 @@ def level_edges(depth: Tensor, quadratic: Tensor, exponential: Tensor) -> tuple[
     on a convex function approaches the edge from outside, so that the set is always covered.
     """
     q = depth / exponential
-    gaussian = torch.sqrt(2 * depth / quadratic)
-    root = torch.sqrt(2 * q)
-    right = torch.minimum(torch.sqrt(2 * depth / (quadratic + exponential)), torch.log1p(q + root))
-    left = torch.minimum(gaussian, 0.5 * (q + torch.sqrt(q * q + 8 * q)))
+    left = torch.minimum(torch.sqrt(2 * depth / quadratic), 0.5 * (q + torch.sqrt(q * q + 8 * q)))
+    for _ in range(2):
+        shrunk = torch.expm1(-left)
+        excess = 0.5 * quadratic * left * left + exponential * (shrunk + left) - depth
+        left = left - (excess / (quadratic * left - exponential * shrunk)).clamp_min(0)
+    return left, _right_edge(depth, quadratic, exponential)
+
+
+def _right_edge(depth: Tensor, quadratic: Tensor, exponential: Tensor) -> Tensor:
+    """The second part of :func:`level_edges`."""
+    q = depth / exponential
+    right = torch.minimum(torch.sqrt(2 * depth / (quadratic + exponential)), torch.log1p(q + torch.sqrt(2 * q)))
     for _ in range(2):
         grown = torch.expm1(right)
         excess = 0.5 * quadratic * right * right + exponential * (grown - right) - depth
         right = right - (excess / (quadratic * right + exponential * grown)).clamp_min(0)
-        shrunk = torch.expm1(-left)
-        excess = 0.5 * quadratic * left * left + exponential * (shrunk + left) - depth
-        left = left - (excess / (quadratic * left - exponential * shrunk)).clamp_min(0)
-    return left, right
+    return right
 
 
 def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelihood, method: Quadrature) -> Grid:
@@ -160,10 +165,14 @@ def make_grid(family: LogFamily, params: tuple[Tensor, ...], likelihood: Likelih
     extended = saturation > right
     if bool(extended.any()):
         rows = torch.nonzero(extended).squeeze(-1)
-        wider, row_depth = right[rows], depth[rows]
+        narrow, row_depth, quadratic, exponential = (
+            column.index_select(0, rows) for column in (right, depth, peak.quadratic, peak.exponential)
+        )
+        wider = narrow
         for _ in range(3):
-            wider = level_edges(row_depth + wider, peak.quadratic[rows], peak.exponential[rows])[1]
-        right = right.index_copy(0, rows, torch.maximum(right[rows], torch.minimum(wider, saturation[rows])))
+            wider = _right_edge(row_depth + wider, quadratic, exponential)
+        wider = torch.minimum(wider, saturation.index_select(0, rows))
+        right = right.index_copy(0, rows, torch.maximum(narrow, wider))
     if family.tail_exponent(params) is not None:
         cut = -digits - 2 - torch.log(peak.exponential + 0.5 * slope)
         left = torch.maximum(left, cut.clamp_max(-1.0))
@@ -356,13 +365,14 @@ def _integrate_single(
     scaled = likelihood.magnitude * scale
     exponent = family.tail_exponent(params)
     # Rows with the same number of nodes are processed together.
-    counts, order = torch.sort(grid.count)
-    needed = [grid.left, grid.right, -0.5 * peak.quadratic, peak.exponential, -scaled]
+    mixed = rows > 0 and int(grid.count.min()) != int(grid.count.max())
+    counts, order = torch.sort(grid.count) if mixed else (grid.count, None)
+    needed = [grid.left, grid.right, -0.5 * peak.quadratic, peak.exponential, scaled]
     if exponent is not None:
         needed.append(exponent.expand(rows))
-    if rows and int(counts[0]) != int(counts[-1]):
+    if order is not None:
         needed = [column.index_select(0, order) for column in needed]
-    left, right, quadratic, exponential, push = (column.unsqueeze(-1) for column in needed[:5])
+    left, right, quadratic, exponential, argument = (column.unsqueeze(-1) for column in needed[:5])
     out = torch.empty((7, rows), dtype=scaled.dtype, device=scaled.device)
     groups, sizes = torch.unique_consecutive(counts, return_counts=True)
     buffers = _Buffers(4, max(_block_elements(scaled), int(counts[-1]) if rows else 0), scaled)
@@ -387,7 +397,7 @@ def _integrate_single(
                 torch.exp(d, out=growth)
                 torch.mul(d, quadratic[part], out=weight).add_(exponential[part]).mul_(d)
                 weight.addcmul_(growth, exponential[part], value=-1).add_(exponential[part])
-            torch.mul(growth, push[part], out=won).exp_().add_(1).reciprocal_()
+            torch.mul(growth, argument[part], out=won).sigmoid_()
             weight.exp_().mul_(won)
             first, step = weight[:, 0], step.squeeze(-1)
             mass = weight.sum(-1)
@@ -408,7 +418,7 @@ def _integrate_single(
                     out[3, part] = torch.mul(weight, d, out=buffers.spare(hi - lo, count)).sum(-1) + corner
                 torch.sum(weight.mul_(growth).mul_(won), -1, out=out[4, part])
                 torch.sum(weight.mul_(d), -1, out=out[5, part])
-    if rows and int(counts[0]) != int(counts[-1]):
+    if order is not None:
         out = torch.empty_like(out).index_copy_(1, order, out)
     value = peak.height + torch.log(out[0] * out[2])
     result = Result(value, _error_estimate(out[0], out[1], out[6], value, grid.digits) if with_error else None)
