@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pluralpref.inference.marginal import log_marginal
-from pluralpref.inference.marginal.gamma import alternating_weights, gamma_log_losing
+from pluralpref.inference.marginal.gamma import _GammaChoice, alternating_weights, gamma_log_losing
 
 REFERENCE = Path(__file__).parent / "reference"
 # Values below this are subnormal numbers or zero: they have no relative accuracy.
@@ -182,6 +182,65 @@ def test_second_derivatives():
                 hessian = torch.autograd.functional.hessian(f, x)
                 for actual, expected in ((hessian[0, 0], d_aa), (hessian[0, 1], d_az), (hessian[1, 1], d_zz)):
                     assert actual.item() == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("side", ["losing", "winning"])
+def test_second_derivatives_over_the_grid(side):
+    """Shape 1e-2..1e3 and |h|/rate 1e-3..1e3, half decades; rate 2^-3, which scales exactly."""
+    reference = runpy.run_path(str(REFERENCE / "make_gamma_table.py"))["second_derivatives"]
+    steps = [f"{digit}e{k}" for k in range(-3, 3) for digit in (1, 3)] + ["1e3"]
+    points = [(shape, ratio) for shape in steps[2:] for ratio in steps]
+    expected = [reference(float(shape), float(ratio))[side] for shape, ratio in points]
+    rate, sign = 2.0**-3, -1 if side == "losing" else 1
+    shape, ratio = torch.tensor([[float(x) for x in point] for point in points], dtype=torch.float64).T
+    arguments = {"shape": shape.clone(), "rate": torch.full_like(shape, rate), "h": sign * ratio * rate}
+    for x in arguments.values():
+        x.requires_grad_()
+    value = log_marginal(dist.Gamma(arguments["shape"], arguments["rate"]), arguments["h"], "closed_form")
+    first = torch.autograd.grad(value.sum(), arguments.values(), create_graph=True)
+    for by, slope in zip(arguments, first, strict=True):
+        second = torch.autograd.grad(slope.sum(), arguments.values(), retain_graph=True)
+        for and_by, actual in zip(arguments, second, strict=True):
+            name = f"{by} {and_by}" if f"{by} {and_by}" in expected[0] else f"{and_by} {by}"
+            scaled = actual * rate ** sum(variable != "shape" for variable in (by, and_by))
+            assert_relative(scaled, torch.tensor([float(x[name]) for x in expected], dtype=torch.float64), 1e-9)
+
+
+def test_first_derivatives_are_those_of_the_plain_formula_and_no_row_feels_another():
+    torch.manual_seed(0)
+    shape = torch.exp(3 * torch.randn(7001, dtype=torch.float64))
+    h = torch.exp(4 * torch.randn(7001, dtype=torch.float64)) * torch.randn(7001, dtype=torch.float64).sign()
+    h[:3] = torch.tensor([0.0, 1e25, -1e25])
+    arguments = [shape.requires_grad_(), torch.full_like(shape, 0.3).requires_grad_(), h.requires_grad_()]
+
+    def evaluate(rows, create_graph=False):
+        a, b, margins = (x.detach()[rows].requires_grad_() for x in arguments)
+        value = log_marginal(dist.Gamma(a, b), margins)
+        return [value.detach(), *torch.autograd.grad(value.sum(), (a, b, margins), create_graph=create_graph)]
+
+    together = evaluate(slice(None))
+    for actual, plain in zip(together, evaluate(slice(None), create_graph=True), strict=True):
+        assert_relative(actual, plain.detach(), 5e-13)
+    # Blocks of other sizes, other places within a block, other remainders.
+    for rows in (slice(0, 1), slice(5, 12), slice(2900, 7001), slice(3, 7001, 64)):
+        for actual, alone in zip(together, evaluate(rows), strict=True):
+            assert torch.equal(actual[rows], alone)
+
+
+@pytest.mark.parametrize("side", ["losing", "winning"])
+def test_blocks_in_float32(table, side):
+    """What a device without float64 computes."""
+    shape, ratio = table["shape"].float().requires_grad_(), table["ratio"].float()
+    h = (ratio if side == "winning" else -ratio).requires_grad_()
+    value = _GammaChoice.apply(shape, torch.ones(1), h)
+    assert value.dtype == torch.float32
+    # log P of the winning side is about -Q, whose relative error is the absolute one of log Q, down to -83 here.
+    tolerance = 1e-5 if side == "winning" else 2e-6
+    assert_relative(value, table[f"log_{side}"], tolerance, tiny=1e-36)
+    d_shape, d_h = torch.autograd.grad(value.sum(), (shape, h))
+    assert_relative(d_shape, table[f"{side}_d_shape"], 2e-5, tiny=1e-36)
+    # The slope in h itself, with h up to 1e12, must not be a subnormal number.
+    assert_relative(d_h * h, table[f"{side}_d_log_ratio"], 2e-5, tiny=1e-24)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def _weight_tensor(num_terms: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def gamma_log_losing(shape: Tensor, rate: Tensor, magnitude: Tensor) -> Tensor:
-    r"""The losing side, log E[sigmoid(-beta |h|)] for beta ~ Gamma(shape, rate).
+    r"""The losing side, log E[sigmoid(-beta |h|)] for beta ~ Gamma(shape, rate), by plain tensor operations.
 
     With z = |h|/rate and z' = z/(1+z):
     ``-shape * log1p(z) + log sum_k w_k exp(-shape * log1p(k z'))``, w_k the weights of
@@ -93,10 +93,10 @@ def gamma_log_losing(shape: Tensor, rate: Tensor, magnitude: Tensor) -> Tensor:
         log1p_z = torch.log1p(z)
         fraction = z / (1 + z)
     k = torch.arange(weights.shape[0], dtype=dtype, device=magnitude.device)
-    # The weights sum to 1/2. Summing the terms less 1 makes the value at h = 0 exactly that.
-    terms = torch.expm1(-shape.unsqueeze(-1) * torch.log1p(fraction.unsqueeze(-1) * k))
+    # Derivatives are sums of exp(...), exact in relative terms however small; those of expm1 would go through 1.
+    terms = torch.exp(-shape.unsqueeze(-1) * torch.log1p(fraction.unsqueeze(-1) * k))
     # A sum for each row, not a product of matrices, whose rounding depends on the other rows of the batch.
-    return -shape * log1p_z + torch.log(0.5 + (terms * weights).sum(-1))
+    return torch.log((terms * weights).sum(-1)) - shape * log1p_z
 
 
 def _log_choice(shape: Tensor, rate: Tensor, margins: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ class _GammaChoice(torch.autograd.Function):
         size = max(1, _BLOCK_ELEMENTS // _NUM_TERMS.get(margins.dtype, 24))
         for start in range(0, margins.shape[0], size):
             part = slice(start, start + size)
-            _fill_block(*(p if p.shape[0] == 1 else p[part] for p in (shape, rate)), margins[part], out[:, part])
+            a, b = (p if p.shape[0] == 1 else p[part] for p in (shape, rate))
+            _fill_block(a, b, margins[part], out[:, part])
         if derivatives:
             ctx.save_for_backward(shape, rate, margins)
             ctx.first = out[1:]
@@ -148,7 +149,7 @@ def _fill_block(shape: Tensor, rate: Tensor, margins: Tensor, out: Tensor) -> No
     magnitude = torch.where(wins, margins, -margins)
     dtype = magnitude.dtype
     weights = _weight_tensor(_NUM_TERMS.get(dtype, 24), dtype, magnitude.device)[1:]
-    # The term k = 0 is 1 whatever the arguments are: less 1 it is 0.
+    # The weights sum to 1/2. Summing the terms less 1 makes the value at h = 0 exactly that; the term k = 0 drops out.
     k = torch.arange(1, weights.shape[0] + 1, dtype=dtype, device=magnitude.device)
     log1p_z, fraction, complement, huge = _ratio(rate, magnitude)
     logs = (fraction.unsqueeze(-1) * k).log1p_()

@@ -73,6 +73,61 @@ def reference_point(shape, ratio):
         )
 
 
+def second_derivatives(shape, ratio):
+    """Second derivatives of log P in (shape, rate, h) at rate 1 and |h| = ratio, by side.
+
+    log Q = -a log(1 + z) + log S, S = sum_k (-1)^k y_k^-a with y_k = (1 + (k+1) z)/(1 + z), so that the second derivative
+    in a, which may be as small as y_1^-a, isn't a difference of large numbers. Sums of derived terms; z = |h|/rate.
+
+    ``{"losing": {"shape shape": ..., "shape rate": ..., ...}, "winning": ...}``, mpf; the sign of h is that of the side.
+    """
+    with mp.workdps(DIGITS + 15):
+        a, z = mp.mpf(shape), mp.mpf(ratio)
+        columns = []
+        for k in range(TERMS):
+            y = (1 + (k + 1) * z) / (1 + z)
+            power, slope = y**-a, k / ((1 + (k + 1) * z) * (1 + z))
+            bend = 1 / (1 + z) ** 2 - ((k + 1) / (1 + (k + 1) * z)) ** 2
+            columns.append((power, mp.log(y), slope, bend))
+        total, d_a, d_z, d_aa, d_az, d_zz = (
+            _alternating_sum([term(*column) for column in columns])
+            for term in (
+                lambda p, x, s, b: p,
+                lambda p, x, s, b: -x * p,
+                lambda p, x, s, b: -a * s * p,
+                lambda p, x, s, b: x * x * p,
+                lambda p, x, s, b: (a * x - 1) * s * p,
+                lambda p, x, s, b: (a * a * s * s - a * b) * p,
+            )
+        )
+        l_a, l_z = d_a / total, d_z / total
+        l_aa, l_az, l_zz = d_aa / total - l_a**2, d_az / total - l_a * l_z, d_zz / total - l_z**2
+        l_a, l_z = l_a - mp.log1p(z), l_z - a / (1 + z)
+        l_az, l_zz = l_az - 1 / (1 + z), l_zz + a / (1 + z) ** 2
+        losing = total * (1 + z) ** -a
+        odds = losing / (1 - losing)
+
+        def in_arguments(sign, l_z, l_aa, l_az, l_zz):
+            return {
+                "shape shape": l_aa,
+                "shape rate": -z * l_az,
+                "shape h": sign * l_az,
+                "rate rate": 2 * z * l_z + z * z * l_zz,
+                "rate h": -sign * (l_z + z * l_zz),
+                "h h": l_zz,
+            }
+
+        # d log(1 - Q) = -odds d log Q and d odds = odds (1 + odds) d log Q.
+        seconds = (
+            -odds * (second + (1 + odds) * product)
+            for second, product in ((l_aa, l_a * l_a), (l_az, l_a * l_z), (l_zz, l_z * l_z))
+        )
+        return {
+            "losing": in_arguments(-1, l_z, l_aa, l_az, l_zz),
+            "winning": in_arguments(1, -odds * l_z, *seconds),
+        }
+
+
 def quadrature_point(shape, ratio):
     """log E[sigmoid(-beta h)] by mpmath.quad over log beta, an independent route."""
     with mp.workdps(40):
