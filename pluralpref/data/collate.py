@@ -19,14 +19,20 @@ class PreferenceCollator:
     :param pad_token_id: what fills the padding; the attention mask hides it.
     :param annotators: code of each annotator name; ``None`` leaves annotators out.
     :param group_columns: columns whose values are passed on as text under ``"groups"``.
+    :param context_columns: columns whose values are passed on as they are under ``"context_columns"``.
     """
 
     def __init__(
-        self, pad_token_id: int, annotators: Mapping[Any, int] | None = None, group_columns: Sequence[str] = ()
+        self,
+        pad_token_id: int,
+        annotators: Mapping[Any, int] | None = None,
+        group_columns: Sequence[str] = (),
+        context_columns: Sequence[str] = (),
     ) -> None:
         self.pad_token_id = pad_token_id
         self.annotators = annotators
         self.group_columns = tuple(group_columns)
+        self.context_columns = tuple(context_columns)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch.
@@ -35,7 +41,7 @@ class PreferenceCollator:
             ``ref_chosen_logps``, ``ref_rejected_logps``.
         :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``weight``,
             ``preferred`` (pairs,), float64; ``annotator``, ``row`` (pairs,), int64; reference columns (pairs,),
-            float64; ``groups``, a dict of lists of text.
+            float64; ``groups``, a dict of lists of text; ``context_columns``, a dict of lists.
         :raises DataError: for an annotator that has no code.
         """
         sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
@@ -62,6 +68,8 @@ class PreferenceCollator:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         if self.group_columns:
             batch["groups"] = {name: [str(row[name]) for row in rows] for name in self.group_columns}
+        if self.context_columns:
+            batch["context_columns"] = {name: [row[name] for row in rows] for name in self.context_columns}
         return batch
 
     def _code(self, row: Mapping[str, Any]) -> int:

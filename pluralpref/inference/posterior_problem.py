@@ -53,6 +53,11 @@ class PosteriorProblem:
                 f"fit_posterior needs a StrengthModel, not {type(strength).__name__}: derive a class with "
                 "forward(context) that returns the distribution of beta"
             )
+        if strength.context_columns:
+            raise UnsupportedError(
+                f"{type(strength).__name__} has a law for each {' and '.join(strength.context_columns)}; a posterior needs "
+                "one law for the population: fit each part of the data by itself"
+            )
         self.strength = strength
         self.choices = choices
         self.twin = strength.with_priors(priors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +117,12 @@ class MixDPOTrainer(Trainer):
             eval_dataset = {k: self._prepare(f"eval_{k}", v, processing_class, args) for k, v in eval_dataset.items()}
         else:
             eval_dataset = self._prepare("eval", eval_dataset, processing_class, args)
-        _check_group_columns(args.group_columns, train_dataset, eval_dataset)
-        collator = PreferenceCollator(padding_token(processing_class), group_columns=args.group_columns)
+        context = self.strength.context_columns if isinstance(self.strength, StrengthModel) else ()
+        _check_columns("group_columns", args.group_columns, train_dataset, eval_dataset)
+        _check_columns(type(self.strength).__name__, context, train_dataset, eval_dataset)
+        collator = PreferenceCollator(
+            padding_token(processing_class), group_columns=args.group_columns, context_columns=context
+        )
 
         self.ref_model: Any = None
         sets = [d for d in (train_dataset, *_sets(eval_dataset)) if d is not None]
@@ -224,7 +228,8 @@ class MixDPOTrainer(Trainer):
         reference = reference_pair_logps(inputs, self.ref_model, logits_budget_bytes=self.args.logits_budget_bytes)
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
-        loss, total = self._objective(margins, preferred, weight)
+        context = self.strength.make_context(inputs["context_columns"]) if "context_columns" in inputs else None
+        loss, total = self._objective(margins, preferred, weight, context)
         with torch.no_grad():
             self._metrics[mode].update(
                 policy.detach(),
@@ -241,7 +246,9 @@ class MixDPOTrainer(Trainer):
             loss = loss * (total / num_items_in_batch.to(total.device))
         return (loss, {"margins": margins}) if return_outputs else loss
 
-    def _objective(self, margins: Tensor, preferred: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _objective(
+        self, margins: Tensor, preferred: Tensor, weight: Tensor, context: Any = None
+    ) -> tuple[Tensor, Tensor]:
         total = weight.sum()
         if not total > 0:
             return margins.sum() * 0, total
@@ -249,7 +256,14 @@ class MixDPOTrainer(Trainer):
         scaled = weight * (self.num_pairs / total)
         guide = _no_guide if self.guide is None else self.guide
         with pyro.settings.context(module_local_params=True), _param_store_untouched():
-            loss = self.objective.differentiable_loss(self.preference_model, guide, margins, preferred, scaled)
+            loss = self.objective.differentiable_loss(
+                self.preference_model,
+                guide,
+                margins,
+                preferred,
+                scaled,
+                **({} if context is None else {"context": context}),
+            )
         return loss / self.num_pairs, total
 
     # -- optimiser -----------------------------------------------------------------------------------------------
@@ -464,13 +478,11 @@ def _param_store_untouched() -> Any:
         yield
 
 
-def _check_group_columns(columns: list[str], train: Any, evaluation: Any) -> None:
+def _check_columns(user: str, columns: Sequence[str], train: Any, evaluation: Any) -> None:
     for dataset in (train, *_sets(evaluation)):
         missing = [] if dataset is None else [name for name in columns if name not in dataset.column_names]
         if missing:
-            raise DataError(
-                f"no column {', '.join(missing)} for group_columns: there are {', '.join(dataset.column_names)}"
-            )
+            raise DataError(f"no column {', '.join(missing)} for {user}: there are {', '.join(dataset.column_names)}")
 
 
 def _sets(evaluation: Any) -> list[Any]:

@@ -48,18 +48,25 @@ class PretrainedStrength(torch.nn.Module):
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        args, kwargs = self._arguments
-        config = {
-            "class": type(self).__name__,
-            "args": [_encode(f"argument {i}", value) for i, value in enumerate(args)],
-            "kwargs": {name: _encode(name, value) for name, value in kwargs.items()},
-            "pluralpref_version": __version__,
-        }
+        config = {**self.configuration(), "pluralpref_version": __version__}
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with written_aside(folder / WEIGHTS_NAME) as partial:
             save_file(state, partial)
         with written_aside(folder / CONFIG_NAME) as partial:
             partial.write_text(json.dumps(config, indent=2) + "\n")
+
+    def configuration(self) -> dict[str, Any]:
+        """Class name and constructor arguments, as JSON knows them.
+
+        :raises ConfigError: if an argument can't be written as JSON.
+        """
+        args, kwargs = self._arguments
+        return {
+            "class": type(self).__name__,
+            "module": type(self).__module__,
+            "args": [_encode(f"argument {i}", value) for i, value in enumerate(args)],
+            "kwargs": {name: _encode(name, value) for name, value in kwargs.items()},
+        }
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> Self:
@@ -82,15 +89,15 @@ class PretrainedStrength(torch.nn.Module):
         if not isinstance(config, dict) or not {"class", "args", "kwargs"} <= set(config):
             raise DataError(f"{folder / CONFIG_NAME} is damaged: it must hold class, args and kwargs")
         name = config["class"]
-        family = cls if cls.__name__ == name else _FAMILIES.get(name)
+        registered = _registered(config)
+        family = cls if cls.__name__ == name else registered
         if family is None or not issubclass(family, cls):
             raise ConfigError(
                 f"{folder} holds a {name}, which is not "
-                + (f"a {cls.__name__}" if name in _FAMILIES else "built in")
+                + (f"a {cls.__name__}" if registered is not None else "built in")
                 + f": load it with {name}.from_pretrained(...)"
             )
-        args = [_decode(value) for value in config["args"]]
-        model = family(*args, **{key: _decode(value) for key, value in config["kwargs"].items()})
+        model = _build(family, config)
         model.load_strength(folder)
         return model
 
@@ -121,13 +128,28 @@ def register_family(family: type) -> type:
     return family
 
 
+def _registered(config: dict[str, Any]) -> type | None:
+    """The family of that name, unless another module's class of the same name was saved."""
+    family = _FAMILIES.get(config["class"])
+    return family if family is not None and config.get("module", family.__module__) == family.__module__ else None
+
+
+def _build(family: type, config: dict[str, Any]) -> Any:
+    args = [_decode(value) for value in config["args"]]
+    return family(*args, **{key: _decode(value) for key, value in config["kwargs"].items()})
+
+
 def _encode(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
     if isinstance(value, list | tuple):
         return [_encode(name, item) for item in value]
+    if isinstance(value, PretrainedStrength):
+        return {"strength": value.configuration()}
     if isinstance(value, torch.distributions.Distribution):
         arguments = {key: getattr(value, key) for key in value.arg_constraints if hasattr(value, key)}
         if arguments and all(torch.as_tensor(v).numel() == 1 for v in arguments.values()):
@@ -137,17 +159,26 @@ def _encode(name: str, value: Any) -> Any:
             }
     raise ConfigError(
         f"{name}={value!r} can't be saved as JSON: construct the strength model from numbers, strings, "
-        "or scalar Pyro distributions"
+        "scalar Pyro distributions, or other strength models"
     )
 
 
 def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(item) for item in value]
+    if isinstance(value, dict) and "strength" in value:
+        part = value["strength"]
+        family = _registered(part)
+        if family is None:
+            raise ConfigError(
+                f"the saved strength model is made of a {part['class']}, which is not built in: decorate that class with "
+                "@register_family before loading"
+            )
+        return _build(family, part)
     if isinstance(value, dict):
-        family: Any = getattr(pyro.distributions, value["distribution"], None)
-        if not (isinstance(family, type) and issubclass(family, torch.distributions.Distribution)):
+        kind: Any = getattr(pyro.distributions, value["distribution"], None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
             raise DataError(f"{value['distribution']!r} is no Pyro distribution")
-        build: Any = family
+        build: Any = kind
         return build(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})
     return value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Distribution, HalfNormal, LogNormal, Normal, constraints
+from pyro.distributions import Dirichlet, Distribution, HalfNormal, LogNormal, Normal, Uniform, constraints
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor
 from torch.distributions import transform_to
@@ -52,6 +52,9 @@ class StrengthModel(PretrainedStrength, PyroModule):
 
     _pyro_params: Any
 
+    #: The columns of a data set that :meth:`own_context` turns into a context; of families that use one.
+    own_context_columns: tuple[str, ...] = ()
+
     def __new__(cls, *args: Any, **kwargs: Any) -> StrengthModel:
         """Record the arguments of construction."""
         self = super().__new__(cls)
@@ -78,6 +81,53 @@ class StrengthModel(PretrainedStrength, PyroModule):
         :returns: a distribution with batch shape ``()`` or ``(pairs,)``, event shape ``()``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(context=None)")
+
+    # -- context -------------------------------------------------------------------------------------------------
+
+    def own_context(self, columns: Mapping[str, Sequence[Any]]) -> Any:
+        """What :meth:`forward` gets as ``context`` for a batch; defined by families that have context columns.
+
+        :param columns: the values of each of ``own_context_columns``, one for each pair.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has context columns but doesn't define own_context(columns)")
+
+    def _context_source(self) -> StrengthModel:
+        sources = [m for m in self.modules() if isinstance(m, StrengthModel) and m.own_context_columns]
+        if len(sources) > 1:
+            raise ConfigError(
+                f"{type(self).__name__} is made of {len(sources)} strength models with a context of their own, of which "
+                "only one can be filled from a data set's columns"
+            )
+        return sources[0] if sources else self
+
+    @property
+    def context_columns(self) -> tuple[str, ...]:
+        """The columns that :meth:`make_context` reads; empty where the law is the same for all pairs.
+
+        :raises ConfigError: if more than one of the models that this one is made of has a context.
+        """
+        return self._context_source().own_context_columns
+
+    def make_context(self, columns: Mapping[str, Sequence[Any]]) -> Any:
+        """The context of a batch from columns of a data set.
+
+        :param columns: the values of each of ``context_columns``, one for each pair.
+        :raises DataError: for values that can't be used, naming the column and the row.
+        """
+        return self._context_source().own_context(columns) if self.context_columns else None
+
+    @staticmethod
+    def _without_context(strength: StrengthModel) -> StrengthModel:
+        """``strength``, for a family that uses the context itself.
+
+        :raises ConfigError: if it has context columns.
+        """
+        if strength.context_columns:
+            raise ConfigError(
+                f"{type(strength).__name__} has context columns of its own ({', '.join(strength.context_columns)}), "
+                "which would not reach it here: use a strength model without"
+            )
+        return strength
 
     # -- the law as it stands ------------------------------------------------------------------------------------
 
@@ -139,9 +189,20 @@ class StrengthModel(PretrainedStrength, PyroModule):
         """Names of the global parameters, learned ones first, then those with a prior."""
         return [*self.learned(), *self.priors()]
 
+    def _parts(self) -> Iterator[tuple[str, PyroModule]]:
+        """(prefix of its parameters' names, module): this one, and those that it's made of."""
+        for name, module in self.named_modules():
+            if isinstance(module, PyroModule):
+                yield (f"{name}." if name else ""), module
+
     def learned(self) -> dict[str, Tensor]:
-        """The learned global parameters by name, as constrained values (still attached to the graph)."""
-        named = {name: getattr(self, name) for name in self._pyro_params}
+        """The learned global parameters by name, as constrained values (still attached to the graph).
+
+        Those of a strength model that this one is made of have its name before a dot.
+        """
+        named = {
+            prefix + name: getattr(module, name) for prefix, module in self._parts() for name in module._pyro_params
+        }
         plain = {
             name: value
             for name, value in self.named_parameters(recurse=True)
@@ -152,8 +213,9 @@ class StrengthModel(PretrainedStrength, PyroModule):
     def priors(self) -> dict[str, Distribution]:
         """The priors of those global parameters that have one, by name."""
         return {
-            name: prior if hasattr(prior, "sample") else prior(self)
-            for name, prior in self.__dict__["_pyro_samples"].items()
+            prefix + name: prior if hasattr(prior, "sample") else prior(module)
+            for prefix, module in self._parts()
+            for name, prior in module.__dict__["_pyro_samples"].items()
         }
 
     def default_priors(self) -> dict[str, Distribution]:
@@ -162,29 +224,15 @@ class StrengthModel(PretrainedStrength, PyroModule):
         :math:`E[\beta] \sim \mathrm{LogNormal}(\log m, 2)` with :math:`m` the mean of the law as it stands, and
         :math:`\mathrm{cv} \sim \mathrm{HalfNormal}(1.5)`, which doesn't depend on where training ended. For a
         parameter of another name: log-normal around its value with scale 1 if it's positive, normal around its
-        value with scale 1 if it's real.
+        value with scale 1 if it's real, uniform if it's bounded or a vector of shares.
 
         :raises UnsupportedError: for a parameter with another constraint; give it a prior yourself.
         """
-        priors: dict[str, Distribution] = {}
-        for name, (constraint, _) in self._pyro_params.items():
-            value = getattr(self, name).detach().double()
-            if name == "beta_mean":
-                priors[name] = LogNormal(value.log(), PRIOR_LOG_MEAN_SCALE)
-            elif name == "beta_cv":
-                priors[name] = HalfNormal(torch.full_like(value, PRIOR_CV_SCALE))
-            elif constraint in (constraints.positive, constraints.softplus_positive, constraints.nonnegative):
-                priors[name] = LogNormal(value.log(), 1.0)
-            elif constraint is constraints.real:
-                priors[name] = Normal(value, 1.0)
-            else:
-                raise UnsupportedError(
-                    f"no default prior for {type(self).__name__}.{name} with constraint {constraint}: "
-                    f"pass priors={{'{name}': ...}}"
-                )
-            if value.dim():
-                priors[name] = priors[name].to_event(value.dim())
-        return priors
+        return {
+            prefix + name: _default_prior(f"{type(self).__name__}.{prefix}{name}", getattr(module, name), constraint)
+            for prefix, module in self._parts()
+            for name, (constraint, _) in module._pyro_params.items()
+        }
 
     def with_priors(self, priors: Mapping[str, Distribution] | None = None) -> StrengthModel:
         """A copy in which every learned parameter has a prior, for Bayesian inference.
@@ -200,10 +248,16 @@ class StrengthModel(PretrainedStrength, PyroModule):
                 f"{', '.join(self.parameter_names()) or 'none'}"
             )
         twin = copy.deepcopy(self)
-        missing = [name for name in self._pyro_params if name not in given]
+        missing = [
+            prefix + name
+            for prefix, module in self._parts()
+            for name in module._pyro_params
+            if prefix + name not in given
+        ]
         defaults = self.default_priors() if missing else {}
         for name in [*missing, *given]:
-            setattr(twin, name, PyroSample(given.get(name, defaults.get(name))))
+            owner, _, leaf = name.rpartition(".")
+            setattr(twin.get_submodule(owner), leaf, PyroSample(given.get(name, defaults.get(name))))
         return twin
 
     # -- helpers for subclasses ----------------------------------------------------------------------------------
@@ -248,6 +302,35 @@ def as_number(name: str, value: Any, constraint: constraints.Constraint) -> Tens
     return number.detach().clone()
 
 
+def _default_prior(name: str, value: Tensor, constraint: constraints.Constraint) -> Distribution:
+    """A weakly informative prior for a parameter that stands at ``value``; see ``default_priors``."""
+    value = value.detach().double()
+    leaf = name.rpartition(".")[2]
+    prior: Distribution
+    if constraint is constraints.simplex:
+        return Dirichlet(torch.ones_like(value))
+    if leaf == "beta_mean":
+        prior = LogNormal(value.log(), PRIOR_LOG_MEAN_SCALE)
+    elif leaf == "beta_cv" and constraint is constraints.positive:
+        prior = HalfNormal(torch.full_like(value, PRIOR_CV_SCALE))
+    elif constraint in (constraints.positive, constraints.softplus_positive, constraints.nonnegative):
+        prior = LogNormal(value.log(), 1.0)
+    elif isinstance(constraint, type(constraints.unit_interval)):
+        low, high = (torch.as_tensor(bound).to(value) for bound in (constraint.lower_bound, constraint.upper_bound))
+        prior = Uniform(low.expand_as(value), high.expand_as(value))
+    elif constraint is constraints.real:
+        prior = Normal(value, torch.ones_like(value))
+    else:
+        raise UnsupportedError(
+            f"no default prior for {name} with constraint {constraint}: pass priors={{'{leaf}': ...}}"
+        )
+    return prior.to_event(value.dim()) if value.dim() else prior
+
+
 def _short(value: Tensor) -> str:
     value = value.detach()
-    return f"{value.item():.4g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+    if value.numel() == 1:
+        return f"{value.item():.4g}"
+    if value.numel() > 6:
+        return f"tensor{tuple(value.shape)}"
+    return "[" + ", ".join(f"{v:.4g}" for v in value.flatten().tolist()) + "]"

@@ -38,15 +38,15 @@ class WeibullStrength(StrengthModel):
         return dist.Weibull(self.scale, self.concentration)
 
 
-class SimplexStrength(StrengthModel):
+class NegativeStrength(StrengthModel):
     """A parameter that no default prior covers."""
 
     def __init__(self):
         super().__init__()
-        self.shares = PyroParam(torch.tensor([0.5, 0.5]), constraints.simplex)
+        self.opposed = PyroParam(torch.tensor(-0.5), constraints.less_than(0.0))
 
     def forward(self, context=None):
-        return dist.Delta(self.shares[0])
+        return dist.Delta(self.opposed)
 
 
 @pytest.fixture(autouse=True)
@@ -210,8 +210,8 @@ def test_default_priors():
     assert priors["loc"].loc.item() == -2.0
     assert isinstance(priors["scale"], dist.LogNormal)
     assert priors["scale"].loc.exp().item() == pytest.approx(0.7, rel=1e-12)
-    with pytest.raises(UnsupportedError, match=r"no default prior for SimplexStrength\.shares"):
-        SimplexStrength().default_priors()
+    with pytest.raises(UnsupportedError, match=r"no default prior for NegativeStrength\.opposed"):
+        NegativeStrength().default_priors()
 
 
 def test_with_priors_copies():
@@ -394,7 +394,7 @@ def test_moments_out_of_range(cls, arguments, message):
         (lambda: FixedStrength(0.0), r"beta=0\.0: must be greater than 0"),
         (lambda: FixedStrength(-1.0, learned=True), r"beta_mean=-1\.0: must be greater than 0"),
         (lambda: FixedStrength(dist.LogNormal(0.0, 1.0), learned=True), "learned=True has no effect"),
-        (lambda: make_strength("weibull"), "unknown strength family 'weibull': choose one of fixed, fixed_learned"),
+        (lambda: make_strength("cauchy"), "unknown strength family 'cauchy': choose one of fixed, fixed_learned"),
         (lambda: make_strength("fixed", 0.1, 0.5), r"cv=0\.5 has no effect on a fixed strength"),
         (lambda: make_strength("fixed_learned", 0.1, 0.5), r"cv=0\.5 has no effect on a fixed strength"),
         (lambda: make_strength("gamma", 0.1, -0.5), r"cv=-0\.5: a coefficient of variation"),

@@ -1,6 +1,6 @@
 """Marginals over the preference strength: log E_beta[sigmoid(beta h)], exact where that is possible."""
 
-from pluralpref.inference.marginal import any_density, delta, gamma, monte_carlo, quadrature  # noqa: F401  (they register themselves)
+from pluralpref.inference.marginal import any_density, delta, gamma, mixture, monte_carlo, quadrature  # noqa: F401  (they register themselves)
 from pluralpref.inference.marginal.dispatch import (
     ClosedForm,
     MonteCarlo,

@@ -23,6 +23,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
+from pluralpref.distributions import MixtureGeneral
 from pluralpref.errors import NumericsWarning, UnsupportedError
 from pluralpref.inference.marginal.dispatch import Quadrature, register_marginal, register_panel_marginal
 from pluralpref.inference.marginal.panel import PanelProblem
@@ -45,7 +46,7 @@ LogLikelihood = Callable[[Tensor], Tensor]
 
 def has_density(law: Distribution) -> bool:
     """Whether a law over numbers has a density that can be integrated on its support."""
-    if isinstance(law, dist.Delta | dist.Empirical):
+    if isinstance(law, dist.Delta | dist.Empirical | MixtureGeneral):
         return False
     component = getattr(law, "component_distribution", None)
     if component is not None and not has_density(component):
@@ -330,11 +331,5 @@ def _panel(law: Distribution, problem: PanelProblem, method: Quadrature) -> Tens
 
 
 def _panel_log_likelihood(problem: PanelProblem, beta: Tensor) -> Tensor:
-    """Beta (nodes, *law.batch_shape) to (nodes, ..., panels), in blocks no larger than asked for."""
-    lead, last = (beta.shape, 1) if beta.dim() == 1 else (beta.shape[:-1], beta.shape[-1])
-    size = max(1, problem.max_elements // max(1, problem.margins.shape[0]))
-    blocks = []
-    for block in beta.reshape(-1, last).split(size):
-        strength = block if last == 1 else block.index_select(1, problem.panel)
-        blocks.append(problem.sum_panels(problem.log_sigmoids(strength)))
-    return torch.cat(blocks).reshape(*lead, problem.num_panels)
+    """Beta (nodes, *law.batch_shape) to (nodes, ..., panels)."""
+    return problem.log_likelihood(beta.unsqueeze(-1) if beta.dim() == 1 else beta)

@@ -7,7 +7,6 @@ is used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pluralpref.distributions.structure import log_shares
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.inference.marginal.safe_math import promote
 
@@ -174,9 +174,16 @@ def _methods_in(table: _Table, law: Distribution) -> tuple[str, ...]:
     return tuple(
         _NAME_OF[method]
         for method in _PREFERENCE
-        if (method is not MonteCarlo or law.has_rsample)
-        and any(_find(table, cls, method, law) is not None for cls in type(law).__mro__)
+        if any(
+            _find(table, cls, method, law) is not None and (cls is not Distribution or _can_draw(law, method))
+            for cls in type(law).__mro__
+        )
     )
+
+
+def _can_draw(law: Distribution, method: type) -> bool:
+    """What every distribution has by Monte Carlo needs draws that carry a gradient."""
+    return method is not MonteCarlo or law.has_rsample
 
 
 def _find(table: _Table, cls: type, method: type, law: Distribution) -> MarginalFunction | None:
@@ -227,7 +234,8 @@ def resolve_method(law: Distribution, method: str | Method, *, panel: bool = Fal
             for kind in _PREFERENCE:
                 if (function := _find(table, cls, kind, law)) is not None:
                     instance = kind()
-                    _require_rsample(law, instance)
+                    if cls is Distribution:
+                        _require_rsample(law, instance)
                     return function, instance
         raise AssertionError("Monte Carlo is registered for every distribution")  # pragma: no cover
     if isinstance(method, str):
@@ -243,7 +251,8 @@ def resolve_method(law: Distribution, method: str | Method, *, panel: bool = Fal
         raise ConfigError(f"method is a name or an instance of ClosedForm, Quadrature or MonteCarlo, not {method!r}.")
     for cls in mro:
         if (function := _find(table, cls, type(instance), law)) is not None:
-            _require_rsample(law, instance)
+            if cls is Distribution:
+                _require_rsample(law, instance)
             return function, instance
     decorator = "register_panel_marginal" if panel else "register_marginal"
     kind_name = type(instance).__name__
@@ -295,7 +304,8 @@ def log_marginal(law: Distribution, margins: Tensor, method: str | Method = "aut
     however small, while log(1 - E[sigmoid(beta h)]) would not be.
 
     :param law: the distribution of beta, batch shape broadcastable with ``margins``.
-    :param margins: h, any shape, in nats. Infinite margins are allowed.
+    :param margins: h, any shape, in nats. Infinite margins are allowed: they tell the share of people whose strength is
+        positive (half of those at 0 added), or negative.
     :param method: ``"auto"`` (closed form where there is one, else quadrature, else Monte Carlo with 16 draws),
         ``"closed_form"``, ``"quadrature"``, ``"monte_carlo"``, or an instance of :class:`ClosedForm`,
         :class:`Quadrature`, :class:`MonteCarlo`.
@@ -312,5 +322,6 @@ def log_marginal(law: Distribution, margins: Tensor, method: str | Method = "aut
     if not bool(infinite.any()):
         return function(law, margins, instance)
     value = function(law, torch.where(infinite, torch.zeros_like(margins), margins), instance)
-    limit = torch.where(margins.detach() > 0, 0.0, -math.inf).to(value)
+    above, below = (share.to(value) for share in log_shares(law))
+    limit = torch.where(margins.detach() > 0, above, below)
     return torch.where(infinite.expand(value.shape), limit.expand(value.shape), value)

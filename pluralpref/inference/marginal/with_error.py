@@ -7,18 +7,21 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, TransformedDistribution
 
+from pluralpref.distributions.structure import factor_of, parts_of
 from pluralpref.errors import ConfigError
 from pluralpref.inference.marginal.any_density import density_with_error, has_density
 from pluralpref.inference.marginal.dispatch import (
     MonteCarlo,
     Quadrature,
+    available_methods,
     check_margins,
     log_marginal,
     unwrap_law,
 )
 from pluralpref.inference.marginal.quadrature import has_log_family, quadrature_with_error
+from pluralpref.inference.marginal.safe_math import log1mexp, promote, working_dtype
 
 
 def log_marginal_with_error(
@@ -46,10 +49,7 @@ def log_marginal_with_error(
     """
     margins = check_margins(margins)
     if method is None or isinstance(method, Quadrature):
-        law, method = unwrap_law(law), method or Quadrature()
-        if has_log_family(law) or not has_density(law):
-            return quadrature_with_error(law, margins, method)
-        return density_with_error(law, margins, method)
+        return _by_quadrature(unwrap_law(law), margins, method or Quadrature())
     if not isinstance(method, MonteCarlo):
         raise ConfigError(f"an error is estimated by Quadrature or MonteCarlo, not by {method!r}")
     if replicates < 2:
@@ -64,3 +64,44 @@ def log_marginal_with_error(
     with torch.no_grad():
         error = torch.exp(values - mean).std(0) / math.sqrt(replicates)
     return mean, error
+
+
+def _by_quadrature(law: Distribution, margins: Tensor, method: Quadrature) -> tuple[Tensor, Tensor]:
+    if has_log_family(law):
+        return quadrature_with_error(law, margins, method)
+    if (parts := parts_of(law)) is not None:
+        return _of_mixture(*parts, margins, method)
+    if (factor := factor_of(law)) is not None:
+        assert isinstance(law, TransformedDistribution)
+        return _by_quadrature(law.base_dist, margins * factor, method)
+    if has_density(law):
+        return density_with_error(law, margins, method)
+    if "closed_form" in available_methods(law):
+        value = log_marginal(law, margins, "closed_form")
+        return value, torch.finfo(value.dtype).eps * (1 + value.detach().abs())
+    return quadrature_with_error(law, margins, method)  # which says what is missing
+
+
+def _of_mixture(
+    weights: list[Tensor], components: list[Distribution], margins: Tensor, method: Quadrature
+) -> tuple[Tensor, Tensor]:
+    """The errors of the components' probabilities, weighted as the probabilities are.
+
+    Of the improbable side, since the other one is its complement.
+    """
+    h = margins.to(working_dtype(margins.device))
+    sides = []
+    for x in (h, -h):
+        results = [_by_quadrature(c, x, method) for c in components]
+        value = torch.logsumexp(torch.stack([w + v for w, (v, _) in zip(weights, results, strict=True)]), 0)
+        with torch.no_grad():
+            shares = [torch.exp(w + v - value) * e for w, (v, e) in zip(weights, results, strict=True)]
+            sides.append((value, torch.stack(shares).sum(0)))
+    (value, error), (other, other_error) = sides
+    likely = value > other
+    total = torch.where(likely, log1mexp(torch.where(likely, other, value)), value)
+    with torch.no_grad():
+        error = torch.where(likely, torch.exp(other - value) * other_error, error)
+        error = error + torch.finfo(total.dtype).eps * (1 + total.abs())
+    dtype = promote(margins.dtype, weights[0].dtype)
+    return total.to(dtype), error.to(dtype)

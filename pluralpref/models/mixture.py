@@ -1,0 +1,57 @@
+"""A population made of others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pyro.distributions import Categorical, Distribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pluralpref.distributions import MixtureGeneral
+from pluralpref.errors import ConfigError
+from pluralpref.models.serialization import register_family
+from pluralpref.models.strength import StrengthModel
+
+
+@register_family
+class MixtureStrength(StrengthModel):
+    r"""A finite mixture of strength models: :math:`p(\beta) = \sum_k w_k\, p_k(\beta)`, families as you like.
+
+    Integrated as exactly as its components are. Their parameters keep their names after ``component_0.``,
+    ``component_1.``, ….
+
+    :param components: two or more strength models. They become parts of this one and are learned with it.
+    :param shares: :math:`w_k` at the start, positive, sum 1; default equal. Learned; a Dirichlet is a prior.
+    :raises ConfigError: for fewer than two components or shares that don't fit.
+
+    Reference: G. McLachlan and D. Peel, *Finite Mixture Models*, 2000, chapter 1.
+    """
+
+    shares: Tensor
+
+    def __init__(self, components: Sequence[StrengthModel], shares: Any = None) -> None:
+        super().__init__()
+        if len(components) < 2 or not all(isinstance(c, StrengthModel) for c in components):
+            raise ConfigError(f"MixtureStrength: components={components!r} must be two or more strength models")
+        if len({id(c) for c in components}) < len(components):
+            raise ConfigError("MixtureStrength: the same strength model is given twice, so both would stay the same")
+        if shares is None:
+            shares = [1 / len(components)] * len(components)
+        if isinstance(shares, Sequence) and (
+            len(shares) != len(components) or min(shares) <= 0 or abs(math.fsum(shares) - 1) > 1e-6
+        ):
+            raise ConfigError(
+                f"MixtureStrength: shares={shares} must be {len(components)} positive numbers that add up to 1"
+            )
+        self.num_components = len(components)
+        for k, component in enumerate(components):
+            setattr(self, f"component_{k}", component)
+        self._declare("shares", shares, constraints.simplex)
+
+    def forward(self, context: Any = None) -> Distribution:
+        """:class:`~pluralpref.distributions.MixtureGeneral` of the components' laws."""
+        laws = [getattr(self, f"component_{k}")(context) for k in range(self.num_components)]
+        return MixtureGeneral(Categorical(self.shares), laws)
