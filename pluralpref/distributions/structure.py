@@ -87,3 +87,18 @@ def log_shares(law: Distribution) -> tuple[Tensor, Tensor]:
             "leave infinite margins out, or give the family a cdf"
         ) from None
     return torch.log1p(-below), below.log()
+
+
+def has_atoms(law: Distribution) -> bool:
+    """Whether some values have a positive probability."""
+    if isinstance(law, Delta):
+        return True
+    if (parts := parts_of(law)) is not None:
+        return any(map(has_atoms, parts[1]))
+    if isinstance(law, TransformedDistribution):
+        return has_atoms(law.base_dist)
+    try:
+        support: Any = law.support
+    except NotImplementedError:
+        return False
+    return bool(support.is_discrete)

@@ -1,0 +1,99 @@
+"""Every built-in family through the conformance kit that users run on their own, from one table."""
+
+import torch
+
+from pluralpref.models import (
+    CovariateStrength,
+    ExponentialStrength,
+    FixedStrength,
+    GammaStrength,
+    GroupStrength,
+    HalfNormalStrength,
+    InverseGammaStrength,
+    LatentClassStrength,
+    LogLogisticStrength,
+    LogNormalStrength,
+    MixtureStrength,
+    NormalStrength,
+    OpposedStrength,
+    TruncatedNormalStrength,
+    WeibullStrength,
+    ZeroInflatedStrength,
+)
+from pluralpref.testing import StrengthModelTests
+
+FAMILIES = {
+    "Fixed": lambda: FixedStrength(0.2),
+    "FixedLearned": lambda: FixedStrength(0.2, learned=True),
+    "LogNormal": lambda: LogNormalStrength(0.2, 0.8),
+    "LogNormalOwn": lambda: LogNormalStrength(loc=-2.0, scale=1.5),
+    "Gamma": lambda: GammaStrength(0.2, 1.5),
+    "GammaOwn": lambda: GammaStrength(concentration=2.0, rate=10.0),
+    "Weibull": lambda: WeibullStrength(0.2, 0.8),
+    "WeibullOwn": lambda: WeibullStrength(concentration=0.9, scale=0.3),
+    "InverseGamma": lambda: InverseGammaStrength(0.2, 0.4),
+    "InverseGammaOwn": lambda: InverseGammaStrength(concentration=5.0, rate=1.0),
+    "HalfNormal": lambda: HalfNormalStrength(0.2),
+    "HalfNormalOwn": lambda: HalfNormalStrength(scale=0.4),
+    "Exponential": lambda: ExponentialStrength(0.2),
+    "ExponentialOwn": lambda: ExponentialStrength(rate=4.0),
+    "LogLogistic": lambda: LogLogisticStrength(0.2, 0.4),
+    "LogLogisticOwn": lambda: LogLogisticStrength(scale=0.2, concentration=6.0),
+    "TruncatedNormal": lambda: TruncatedNormalStrength(0.2, 0.8),
+    "TruncatedNormalOwn": lambda: TruncatedNormalStrength(loc=-0.1, scale=0.3),
+    "Normal": lambda: NormalStrength(0.2, 1.2),
+    "NormalOwn": lambda: NormalStrength(loc=-0.1, scale=0.3),
+    "LatentClass": lambda: LatentClassStrength(0.2, 0.9, num_classes=3),
+    "LatentClassOwn": lambda: LatentClassStrength(values=[0.05, 0.6], shares=[0.3, 0.7]),
+    "Mixture": lambda: MixtureStrength([GammaStrength(0.1, 0.5), LogNormalStrength(0.5, 0.3)], [0.4, 0.6]),
+    "ZeroInflated": lambda: ZeroInflatedStrength(GammaStrength(0.2, 0.5), 0.3),
+    "Opposed": lambda: OpposedStrength(LogNormalStrength(0.2, 0.5), 0.3),
+    "OpposedFixed": lambda: OpposedStrength(FixedStrength(0.2), 0.2),
+    "ZeroInflatedNormal": lambda: ZeroInflatedStrength(NormalStrength(0.2, 0.8), 0.2),
+}
+
+for _name, _make in FAMILIES.items():
+    _members = {"make_strength": lambda self, make=_make: make()}
+    globals()[f"Test{_name}"] = type(f"Test{_name}", (StrengthModelTests,), _members)
+
+
+def _features():
+    return torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(8, 2)
+
+
+class TestCovariate(StrengthModelTests):
+    def make_strength(self):
+        strength = CovariateStrength(2, GammaStrength(0.2, 0.5))
+        with torch.no_grad():
+            strength.weight_unconstrained.copy_(torch.tensor([0.5, -0.3]))
+        return strength
+
+    def make_context(self):
+        return _features()
+
+
+class TestCovariateNetwork(StrengthModelTests):
+    def make_strength(self):
+        strength = CovariateStrength(["length", "difficulty"], LogNormalStrength(0.2, 0.5), hidden=3)
+        with torch.no_grad():
+            strength.weight_unconstrained.copy_(torch.tensor([0.5, -0.3, 0.2]))
+        return strength
+
+    def make_context(self):
+        return _features()
+
+
+class TestGroup(StrengthModelTests):
+    def make_strength(self):
+        return GroupStrength(["north", "south", "west"], LogNormalStrength(0.2, 0.5))
+
+    def make_context(self):
+        return torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+class TestZeroInflatedGroup(StrengthModelTests):
+    def make_strength(self):
+        return ZeroInflatedStrength(GroupStrength(3, GammaStrength(0.2, 0.5)), 0.1)
+
+    def make_context(self):
+        return torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
