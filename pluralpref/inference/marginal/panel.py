@@ -9,7 +9,10 @@ A closed form exists for a point mass only; LogNormal, Gamma and Exponential law
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -35,6 +38,10 @@ from pluralpref.inference.marginal.safe_math import absolute, log_mean_exp, prom
 from pluralpref.inference.marginal.trapezoid import Likelihood, integrate_nodes, log_integral
 
 _TYPICAL_NODES = 128
+#: The engine has about so many arrays with a number for each choice.
+_PAIR_ARRAYS = 16
+#: A block of strengths has about so many arrays with a number for each strength and choice.
+_BLOCK_ARRAYS = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,118 @@ class PanelProblem:
         """(..., pairs) to sums (..., num_panels)."""
         zeros = values.new_zeros((*values.shape[:-1], self.num_panels))
         return zeros.index_add(-1, self.panel, values)
+
+    def log_likelihood(self, strength: Tensor) -> Tensor:
+        """The log-likelihood of every panel at given strengths, block by block.
+
+        No array of (strengths, choices) is kept for the backward pass, which makes them again.
+
+        :param strength: beta, (..., num_panels) or, the same for all panels, (..., 1).
+        :returns: (..., num_panels), nats.
+        """
+        flat = strength.reshape(-1, strength.shape[-1])
+        columns = []
+        for rows, piece in self.pieces(max(1, self.max_elements // _PAIR_ARRAYS)):
+            of_piece = flat if flat.shape[-1] == 1 else flat[:, rows]
+            columns.append(_LikelihoodInBlocks.apply(piece, piece.margins, of_piece))
+        return torch.cat(columns, -1).reshape(*strength.shape[:-1], self.num_panels)
+
+    def log_likelihood_at_once(self, strength: Tensor) -> Tensor:
+        """As :meth:`log_likelihood`, by plain tensor operations on arrays of (strengths, choices)."""
+        wide = strength if strength.shape[-1] == 1 else strength.index_select(-1, self.panel)
+        return self.sum_panels(self.log_sigmoids(wide))
+
+    def pieces(self, max_pairs: int, max_panels: int | None = None) -> Iterator[tuple[slice, PanelProblem]]:
+        """Whole panels, so many that they have at most ``max_pairs`` pairs (one panel may have more) and ``max_panels``.
+
+        One after the other, as views of the columns if these are ordered by panel: large problems are never copied
+        as a whole.
+
+        :returns: the panels' numbers, and a problem without the others; together they are all panels, in order.
+        """
+        pairs, panels = self.margins.shape[0], self.num_panels
+        if pairs <= max_pairs and (max_panels is None or panels <= max_panels):
+            yield slice(0, panels), self
+            return
+        columns: list[Tensor | None] = [self.margins, self.panel, self.weight, self.preferred]
+        if bool((self.panel[1:] < self.panel[:-1]).any()):
+            order = torch.argsort(self.panel, stable=True)
+            columns = [None if column is None else column.index_select(0, order) for column in columns]
+            del order
+        ends = torch.cumsum(torch.bincount(self.panel, minlength=panels), 0)
+        limits = [0]
+        while limits[-1] < panels:
+            start = limits[-1]
+            reached = ends[start - 1 : start] if start else ends.new_zeros(1)
+            stop = int(torch.searchsorted(ends, reached + max_pairs, right=True))
+            stop = max(stop, start + 1)
+            limits.append(min(stop, panels, panels if max_panels is None else start + max_panels))
+        last = [0 if stop == 0 else int(ends[stop - 1]) for stop in limits]
+        sizes = [stop - start for start, stop in pairwise(last)]
+        # Split, not sliced: in the backward pass that is one concatenation instead of a full-size array for each piece.
+        split = [[None] * len(sizes) if column is None else column.split(sizes) for column in columns]
+        for (start, stop), (margins, panel, weight, preferred) in zip(
+            pairwise(limits), zip(*split, strict=True), strict=True
+        ):
+            yield (
+                slice(start, stop),
+                replace(
+                    self,
+                    margins=margins,
+                    panel=panel - start,
+                    num_panels=stop - start,
+                    weight=weight,
+                    preferred=preferred,
+                ),
+            )
+
+
+class _LikelihoodInBlocks(torch.autograd.Function):
+    """Blocks of strengths, made again in the backward pass. (``torch.utils.checkpoint`` leaves its arrays in reference
+    cycles, where they stay until the garbage collector comes.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, problem: PanelProblem, margins: Tensor, strength: Tensor) -> Tensor:
+        """Strength (strengths, panels or 1) to (strengths, panels)."""
+        ctx.problem = problem
+        ctx.save_for_backward(margins, strength)
+        dtype = torch.promote_types(strength.dtype, margins.dtype)
+        out = strength.new_empty((strength.shape[0], problem.num_panels), dtype=dtype)
+        for part in _strength_blocks(problem, strength):
+            out[part] = problem.log_likelihood_at_once(strength[part])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Block by block; second derivatives keep the graph of all of them."""
+        (grad_value,) = grad_outputs
+        needed = ctx.needs_input_grad[1:]
+        margins, strength = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            arguments = [margins.view_as(margins), strength.view_as(strength)]
+            value = replace(ctx.problem, margins=arguments[0]).log_likelihood_at_once(arguments[1])
+            wanted = [x for x, need in zip(arguments, needed, strict=True) if need]
+            grads = iter(torch.autograd.grad(value, wanted, grad_value, create_graph=True))
+            return (None, *(next(grads) if need else None for need in needed))
+        d_margins = torch.zeros_like(margins) if needed[0] else None
+        d_strength = torch.empty_like(strength) if needed[1] else None
+        for part in _strength_blocks(ctx.problem, strength):
+            h, beta = margins.detach().requires_grad_(needed[0]), strength[part].detach().requires_grad_(needed[1])
+            wanted = [x for x, need in ((h, needed[0]), (beta, needed[1])) if need]
+            with torch.enable_grad():
+                value = replace(ctx.problem, margins=h).log_likelihood_at_once(beta)
+            grads = iter(torch.autograd.grad(value, wanted, grad_value[part]))
+            if d_margins is not None:
+                d_margins += next(grads)
+            if d_strength is not None:
+                d_strength[part] = next(grads)
+        return None, d_margins, d_strength
+
+
+def _strength_blocks(problem: PanelProblem, strength: Tensor) -> Iterator[slice]:
+    size = max(1, problem.max_elements // (_BLOCK_ARRAYS * max(1, problem.margins.shape[0])))
+    return (slice(start, start + size) for start in range(0, strength.shape[0], size))
 
 
 def _check(
@@ -193,41 +312,7 @@ def _delta(law: dist.Delta, problem: PanelProblem, method: ClosedForm) -> Tensor
 def _monte_carlo(law: Distribution, problem: PanelProblem, method: MonteCarlo) -> Tensor:
     """K draws for each panel, shared by its choices; independent between panels and draws of parameters, or shared."""
     beta = draw_strengths(law.expand(problem.shape), method)
-    beta = beta.to(promote(beta.dtype, problem.margins.dtype))
-    # The draws that are processed together; their results are small.
-    group = max(1, problem.max_elements // max(1, problem.margins.shape[0] * math.prod(problem.batch_shape)))
-    parts = [
-        problem.sum_panels(problem.log_sigmoids(part.index_select(-1, problem.panel))) for part in beta.split(group)
-    ]
-    return log_mean_exp(torch.cat(parts), 0)
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Some (draw, panel) rows, and the pairs that belong to them."""
-
-    rows: slice
-    pairs: Tensor
-    index: Tensor
-
-
-def _chunks(problem: PanelProblem) -> list[list[_Chunk]]:
-    """Row ranges of every draw: whole panels, so that a chunk is complete in itself."""
-    panels, pairs = problem.num_panels, problem.margins.shape[0]
-    device = problem.panel.device
-    limit = max(1, problem.max_elements // _TYPICAL_NODES)
-    if panels <= limit:
-        everything = torch.arange(pairs, device=device)
-        return [[_Chunk(slice(0, panels), everything, problem.panel)]]
-    order = torch.argsort(problem.panel, stable=True)
-    ends = torch.cumsum(torch.bincount(problem.panel, minlength=panels), 0)
-    chunks = []
-    for start in range(0, panels, limit):
-        stop = min(start + limit, panels)
-        first = int(ends[start - 1]) if start else 0
-        members = order[first : int(ends[stop - 1])]
-        chunks.append(_Chunk(slice(start, stop), members, problem.panel[members] - start))
-    return [chunks]
+    return log_mean_exp(problem.log_likelihood(beta.to(promote(beta.dtype, problem.margins.dtype))), 0)
 
 
 def losing_part(margins: Tensor, weight: Tensor | None, preferred: Tensor | None) -> Tensor:
@@ -252,8 +337,8 @@ class _Rows:
     shape: torch.Size
 
 
-def _engine_calls(law: Distribution, problem: PanelProblem) -> tuple[list[list[_Rows]], torch.dtype]:
-    """Calls by block of draws (outer list) and chunk of panels (inner list)."""
+def _engine_calls(law: Distribution, problem: PanelProblem) -> tuple[Iterator[Iterator[_Rows]], torch.dtype]:
+    """Calls by block of draws (outer) and piece of the panels (inner), made one by one."""
     family = log_family(law)
     params = family.parameters(law)
     dtype = promote(problem.margins.dtype, *(p.dtype for p in params))
@@ -263,34 +348,27 @@ def _engine_calls(law: Distribution, problem: PanelProblem) -> tuple[list[list[_
         p.to(work).reshape(1, 1) if p.numel() == 1 else p.to(work).expand(problem.shape).reshape(draws, -1)
         for p in params
     ]
-    margins = problem.margins.to(work)
-    magnitude, against = absolute(margins), losing_part(margins, problem.weight, problem.preferred)
-    weight = None if problem.weight is None else problem.weight.to(work)
-    (chunks,) = _chunks(problem)
-    pairs = problem.margins.shape[0]
-    per_draw = max(1, pairs, problem.num_panels * _TYPICAL_NODES)
-    group = max(1, problem.max_elements // per_draw)
-    calls = []
-    for start in range(0, draws, group):
-        stop = min(start + group, draws)
-        inner = []
-        for chunk in chunks:
-            width = chunk.rows.stop - chunk.rows.start
-            whole = len(chunks) == 1
-            h = magnitude if whole else magnitude[chunk.pairs]
-            losing = against.new_zeros(width).index_add(0, chunk.index, against if whole else against[chunk.pairs])
-            w = weight if weight is None or whole else weight[chunk.pairs]
-            index = chunk.index
+    limit = problem.max_elements
+    per_draw = max(1, problem.margins.shape[0], problem.num_panels * _TYPICAL_NODES)
+    group = max(1, limit // per_draw)
+
+    def inner(start: int, stop: int) -> Iterator[_Rows]:
+        for rows, piece in problem.pieces(max(1, limit // _PAIR_ARRAYS), max(1, limit // _TYPICAL_NODES)):
+            margins = piece.margins.to(work)
+            h, against = absolute(margins), losing_part(margins, piece.weight, piece.preferred)
+            losing = against.new_zeros(piece.num_panels).index_add(0, piece.panel, against)
+            w = None if piece.weight is None else piece.weight.to(work)
+            index = piece.panel
             n = stop - start
             if n > 1:
-                shift = torch.arange(n, device=index.device).unsqueeze(-1) * width
+                shift = torch.arange(n, device=index.device).unsqueeze(-1) * piece.num_panels
                 index = (index + shift).reshape(-1)
                 h, losing = h.repeat(n), losing.repeat(n)
                 w = None if w is None else w.repeat(n)
-            rows = tuple(p.reshape(1) if p.numel() == 1 else p[start:stop, chunk.rows].reshape(-1) for p in flat)
-            inner.append(_Rows(rows, h, losing, index, w, torch.Size((n, width))))
-        calls.append(inner)
-    return calls, dtype
+            of_rows = tuple(p.reshape(1) if p.numel() == 1 else p[start:stop, rows].reshape(-1) for p in flat)
+            yield _Rows(of_rows, h, losing, index, w, torch.Size((n, piece.num_panels)))
+
+    return (inner(start, min(start + group, draws)) for start in range(0, draws, group)), dtype
 
 
 def _panel_quadrature(law: Distribution, problem: PanelProblem, method: Quadrature) -> Tensor:
