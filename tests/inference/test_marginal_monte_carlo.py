@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pluralpref.inference.marginal import MonteCarlo, log_marginal
+from pluralpref.errors import ConfigError
+from pluralpref.inference.marginal import MonteCarlo, log_marginal, log_marginal_panel
 
 
 def lognormal(loc=0.0, scale=1.0):
@@ -90,3 +91,71 @@ def test_shapes_and_one_draw():
     value = log_marginal(law, torch.zeros(5), MonteCarlo(1))
     assert value.shape == (3, 5)
     torch.testing.assert_close(value, torch.full((3, 5), math.log(0.5)))
+
+
+def replicate_bias(evaluate, parameters, blocks=20):
+    """Mean of 20 * 20,000 estimates of (log P, its slopes) and their standard errors."""
+    means = []
+    for _ in range(blocks):
+        value = evaluate()
+        slopes = torch.autograd.grad(value.mean(), parameters)
+        means.append(torch.stack([value.detach().mean(), *slopes]))
+    means = torch.stack(means)
+    return means.mean(0), means.std(0) / math.sqrt(blocks)
+
+
+@pytest.mark.parametrize(("scale", "h"), [(1.0, -1.0), (2.0, -5.0)])
+@pytest.mark.parametrize("panel", [False, True])
+def test_bias_correction_takes_most_of_the_bias_away(scale, h, panel):
+    """Of log P and its slopes at K = 16, for one pair and for two choices that share beta."""
+    torch.manual_seed(7)
+    parameters = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.0, scale)]
+    law, count = dist.LogNormal(*parameters), 20_000
+    if panel:
+        codes = torch.arange(2 * count) // 2
+        margins = torch.tensor([h, 0.5], dtype=torch.float64).repeat(count)
+        exact = log_marginal_panel(law, margins[:2], codes[:2], 1)
+    else:
+        margins = torch.full((count,), h, dtype=torch.float64)
+        exact = log_marginal(law, margins[:1])
+    truth = torch.stack([exact.detach()[0], *torch.autograd.grad(exact[0], parameters)])
+
+    def evaluate(method):
+        return (
+            log_marginal_panel(law, margins, codes, count, method=method)
+            if panel
+            else log_marginal(law, margins, method)
+        )
+
+    plain, plain_error = replicate_bias(lambda: evaluate(MonteCarlo(16)), parameters)
+    mean, error = replicate_bias(lambda: evaluate(MonteCarlo(16, bias_correction=True)), parameters)
+    bias, corrected = (plain - truth).abs(), (mean - truth).abs()
+    # The value and the slope in loc, whose bias is far above its standard error; a third of it may be left.
+    assert (bias[:2] > 15 * plain_error[:2]).all()
+    assert (corrected[:2] < bias[:2] / 3 + 3 * error[:2]).all()
+    # The slope in scale may happen to have a small bias without the correction.
+    assert corrected[2] < bias[2] + 3 * (plain_error + error)[2]
+
+
+def test_bias_correction_is_the_formula_and_keeps_probabilities():
+    torch.manual_seed(0)
+    h = torch.cat([torch.linspace(-40, 40, 201, dtype=torch.float64), torch.tensor([-1e8], dtype=torch.float64)])
+    for count in (2, 3, 16):
+        value = log_marginal(lognormal(0.3, 3.0), h, MonteCarlo(count, seed=5, bias_correction=True))
+        # The same draws, as one law for each pair.
+        torch.manual_seed(5)
+        p = torch.sigmoid(lognormal(0.3, 3.0).expand(h.shape).rsample((count,)) * h)
+        expected = torch.log(p.mean(0)) + p.var(0) / (2 * count * p.mean(0) ** 2)
+        normal = p.mean(0) > 1e-100
+        torch.testing.assert_close(value[normal], expected[normal], rtol=1e-10, atol=1e-14)
+        assert (value <= 0).all()
+        assert torch.isfinite(value).all()
+
+
+def test_bias_correction_needs_independent_draws():
+    with pytest.raises(ConfigError, match="aren't"):
+        MonteCarlo(16, "antithetic", bias_correction=True)
+    with pytest.raises(ConfigError, match="aren't"):
+        MonteCarlo(16, "stratified", bias_correction=True)
+    with pytest.raises(ConfigError, match="at least 2 draws"):
+        MonteCarlo(1, bias_correction=True)

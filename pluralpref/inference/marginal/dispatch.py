@@ -67,7 +67,11 @@ class MonteCarlo:
     :param shared: the same draws for every pair, or every annotator. Errors then don't average out over pairs.
     :param seed: the same draws at every call, whatever the global generator's state, which is left alone. ``None``: new
         draws from the global generator each time.
-    :raises ConfigError: for values out of range.
+    :param bias_correction: add s^2/(2 K m^2), m and s^2 the mean and sample variance of the K probabilities: an estimate
+        of what the logarithm's curvature takes away (second-order delta method). The bias that is left is of order
+        K^-2; where a few draws carry the mean (h far below 0, long panels) it is reduced, not removed. The result stays
+        <= 0. For independent draws only, K >= 2.
+    :raises ConfigError: for values out of range, and for a correction of draws that aren't independent.
 
     References: A. B. Owen, "Scrambled net variance for integrals of smooth functions", Annals of Statistics 25 (1997);
     K. Train, *Discrete Choice Methods with Simulation*, 2nd ed., 2009, chapter 9.
@@ -77,6 +81,7 @@ class MonteCarlo:
     design: str = "iid"
     shared: bool = False
     seed: int | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -92,6 +97,13 @@ class MonteCarlo:
             )
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"MonteCarlo(seed={self.seed}): give an integer of at least 0, or None.")
+        if self.bias_correction and self.design != "iid":
+            raise ConfigError(
+                f"MonteCarlo(design={self.design!r}, bias_correction=True): the correction is estimated from the "
+                "variance of independent draws, and these aren't; use design='iid', or leave the correction out."
+            )
+        if self.bias_correction and self.num_samples < 2:
+            raise ConfigError("MonteCarlo(num_samples=1, bias_correction=True): a variance needs at least 2 draws.")
 
 
 Method = ClosedForm | Quadrature | MonteCarlo

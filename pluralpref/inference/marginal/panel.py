@@ -32,9 +32,10 @@ from pluralpref.inference.marginal.dispatch import (
     unwrap_law,
 )
 from pluralpref.inference.marginal.draws import draw_strengths
+from pluralpref.inference.marginal.monte_carlo import log_average
 from pluralpref.inference.marginal.panel_grid import PanelGrid
 from pluralpref.inference.marginal.quadrature import log_family
-from pluralpref.inference.marginal.safe_math import absolute, log_mean_exp, promote, working_dtype
+from pluralpref.inference.marginal.safe_math import absolute, promote, working_dtype
 from pluralpref.inference.marginal.trapezoid import Likelihood, integrate_nodes, log_integral
 
 _TYPICAL_NODES = 128
@@ -312,7 +313,7 @@ def _delta(law: dist.Delta, problem: PanelProblem, method: ClosedForm) -> Tensor
 def _monte_carlo(law: Distribution, problem: PanelProblem, method: MonteCarlo) -> Tensor:
     """K draws for each panel, shared by its choices; independent between panels and draws of parameters, or shared."""
     beta = draw_strengths(law.expand(problem.shape), method)
-    return log_mean_exp(problem.log_likelihood(beta.to(promote(beta.dtype, problem.margins.dtype))), 0)
+    return log_average(problem.log_likelihood(beta.to(promote(beta.dtype, problem.margins.dtype))), method)
 
 
 def losing_part(margins: Tensor, weight: Tensor | None, preferred: Tensor | None) -> Tensor:
