@@ -19,6 +19,7 @@ COMMANDS = {
     "margins": "score pairs under a policy and a reference and write a table of margins",
     "posterior": "fit the distribution of preference strength to a table of margins",
     "report": "write the HTML report of a run",
+    "families": "list the families of preference strength, how they are integrated and how exactly",
     "inspect": "show how pairs are read: decoded rows, masks, lengths, what is skipped and why",
     "demo": "train on simulated annotators whose heterogeneity is known, and compare",
 }

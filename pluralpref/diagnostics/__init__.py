@@ -1,5 +1,6 @@
 """What a posterior and a run look like: ArviZ data, figures, the HTML report."""
 
+from pluralpref.diagnostics.families import FamilyFacts, describe_family
 from pluralpref.diagnostics.plots import (
     plot_calibration,
     plot_chains,
@@ -13,8 +14,10 @@ from pluralpref.diagnostics.run_report import write_report
 from pluralpref.inference.arviz_data import hdi, load_netcdf, loo, make_inference_data, save_netcdf, summary
 
 __all__ = [
+    "FamilyFacts",
     "Report",
     "Table",
+    "describe_family",
     "hdi",
     "load_netcdf",
     "loo",

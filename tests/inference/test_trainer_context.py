@@ -1,0 +1,142 @@
+"""Training with strengths that depend on columns, and with every further family."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn.functional import logsigmoid
+
+from pluralpref.errors import ConfigError, DataError, UnsupportedError
+from pluralpref.inference import MixDPOConfig, MixDPOTrainer, fit_posterior
+from pluralpref.models import (
+    FAMILIES,
+    CovariateStrength,
+    FixedStrength,
+    GroupStrength,
+    LogNormalStrength,
+    ZeroInflatedStrength,
+    make_strength,
+)
+
+
+def rows(count=16, **changes):
+    return Dataset.from_list(
+        [
+            {
+                "prompt": f"q{i}",
+                "chosen": " good" + "!" * (i % 4),
+                "rejected": f" bad {i}",
+                "difficulty": (i % 5) - 2.0,
+                "country": ("north", "south", "west")[i % 3],
+                **changes,
+            }
+            for i in range(count)
+        ]
+    )
+
+
+@pytest.fixture
+def make(tiny_llama, tiny_tokenizer, tmp_path):
+    def build(strength, data=None, folder="run", **options):
+        settings = {
+            "output_dir": str(tmp_path / folder),
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "strength_learning_rate": 0.05,
+            "max_steps": 4,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        return MixDPOTrainer(
+            tiny_llama(0),
+            strength=strength,
+            args=MixDPOConfig(**{**settings, **options}),
+            train_dataset=rows() if data is None else data,
+            processing_class=tiny_tokenizer,
+        )
+
+    return build
+
+
+def test_covariates_reach_the_loss(make, tiny_llama):
+    strength = CovariateStrength(["difficulty"], FixedStrength(0.5))
+    with torch.no_grad():
+        strength.weight_unconstrained.fill_(0.7)
+    trainer = make(strength)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    assert batch["context_columns"] == {"difficulty": [(i % 5) - 2.0 for i in range(8)]}
+    trainer.ref_model = tiny_llama(1)  # so that margins aren't 0
+    loss, outputs = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
+    beta = 0.5 * torch.exp(0.7 * torch.tensor(batch["context_columns"]["difficulty"], dtype=torch.float64))
+    assert outputs["margins"].abs().max() > 1e-3
+    expected = -logsigmoid(beta * outputs["margins"].double()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_covariates_are_learned(make):
+    strength = CovariateStrength(["difficulty"], LogNormalStrength(0.5, 0.5), hidden=2)
+    trainer = make(strength)
+    before = {name: p.detach().clone() for name, p in strength.named_parameters()}
+    trainer.train()
+    for name, parameter in strength.named_parameters():
+        assert not torch.equal(parameter.detach(), before[name]), name
+    assert "beta/cv" in trainer.state.log_history[0]
+
+
+def test_groups_are_learned_and_resume(make, tmp_path):
+    def strength():
+        return GroupStrength(["north", "south", "west"], LogNormalStrength(0.5, 0.5), column="country")
+
+    whole = make(strength(), folder="whole", save_strategy="steps", save_steps=2)
+    whole.train()
+    effects = whole.guide.median()["effect"]
+    assert effects.shape == (3,)
+    assert effects.unique().numel() == 3  # groups with different data have moved apart
+    assert float(whole.strength.scale) != pytest.approx(0.5, abs=1e-6)
+    again = make(strength(), folder="again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    torch.testing.assert_close(again.guide.median()["effect"], effects, rtol=0, atol=0)
+    assert torch.equal(again.strength.scale, whole.strength.scale)
+    # The law in a group, at the guide's median.
+    law = whole.strength.law(torch.tensor([0, 1, 2]), parameters={"effect": effects})
+    ratio = law.mean / whole.strength.strength.law().mean
+    torch.testing.assert_close(ratio, torch.exp(whole.strength.scale * effects), rtol=1e-12, atol=0)
+
+
+def test_a_context_inside_another_family(make):
+    strength = ZeroInflatedStrength(GroupStrength(["north", "south", "west"], column="country"))
+    assert strength.context_columns == ("country",)
+    make(strength).train()
+
+
+def test_what_is_refused(make):
+    with pytest.raises(DataError, match=r"no column income for CovariateStrength: there are .*difficulty"):
+        make(CovariateStrength(["income"]))
+    trainer = make(GroupStrength(["north", "south"], column="country"))
+    with pytest.raises(DataError, match=r"column 'country': row 2 of a batch has the label 'west'.*north, south"):
+        trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
+    trainer = make(CovariateStrength(["difficulty"]), data=rows(difficulty=float("nan")))
+    with pytest.raises(DataError, match=r"column 'difficulty': row 0 of a batch is nan"):
+        trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[0]]))
+    with pytest.raises(ConfigError, match=r"GroupStrength has context columns of its own \(group\)"):
+        CovariateStrength(1, GroupStrength(2))
+    with pytest.raises(UnsupportedError, match=r"GroupStrength has a law for each group; a posterior needs one law"):
+        fit_posterior(GroupStrength(2), torch.randn(10))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains(make, family):
+    trainer = make(make_strength(family, 0.5), max_steps=2)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)  # the policy is the reference
+    json.dumps(trainer.state.log_history, allow_nan=False)
+    law = trainer.strength.law()
+    assert torch.isfinite(law.mean)
+    learned = trainer.strength.learned()
+    assert (not learned) == (family == "fixed")
