@@ -15,8 +15,8 @@ from pluralpref.data import read_margins
 from pluralpref.diagnostics import write_report
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.evaluation import held_out_metrics
-from pluralpref.inference.posterior_draws import load_posterior
-from pluralpref.models import StrengthModel, make_strength
+from pluralpref.inference.posterior_draws import PosteriorDraws, load_posterior
+from pluralpref.models import FAMILIES, StrengthModel, make_strength
 
 
 @dataclass
@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
     posterior = None
     if posterior_path is not None:
         posterior = load_posterior(posterior_path)
-        family = {"LogNormalStrength": "lognormal", "GammaStrength": "gamma"}.get(posterior.family)
-        if family is not None:
-            posterior = load_posterior(posterior_path, make_strength(family))
+        model = _model_of(posterior, law)
+        if model is not None:
+            posterior = load_posterior(posterior_path, model)
     metrics = None
     if table is not None and law is not None:
         metrics = held_out_metrics(
@@ -72,6 +72,15 @@ def main(argv: Sequence[str]) -> int:
     )
     print(path)
     return 0
+
+
+def _model_of(posterior: PosteriorDraws, law: StrengthModel | None) -> StrengthModel | None:
+    """A strength model with the posterior's family and parameters: the run's own, or a built-in by default arguments."""
+    candidates = [make_strength(family) for family in FAMILIES]
+    for model in ([law] if law is not None else []) + candidates:
+        if type(model).__name__ == posterior.family and sorted(model.parameter_names()) == sorted(posterior.names):
+            return model
+    return None
 
 
 def _existing(given: str | None, default: Path, flag: str) -> Path | None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pluralpref.distributions.mixture import log_density
+from pluralpref.distributions.structure import atoms_of
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.evaluation import calibration_table
 from pluralpref.models import StrengthModel
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _GREY = "#666666"
+_MOST_COMPONENTS = 8
 
 
 def _new(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple[Figure, Any]:
@@ -51,7 +54,8 @@ def plot_strength(
     r"""The density of :math:`\beta` in the population: the training law, and the posterior with its band.
 
     The line is the median over the draws of the density at each point, the band holds ``prob`` of the draws. A point
-    mass is drawn as a vertical line.
+    mass is drawn as a vertical line; a posterior of laws with point masses, or of a family that isn't known, as a
+    histogram of people's strengths.
 
     :param posterior: fitted on held-out margins.
     :param training_law: where the strength stood at the end of training.
@@ -63,7 +67,13 @@ def plot_strength(
     figure, ax = _new()
     grid = _strength_grid(posterior, training_law, truth)
     top = 0.0
-    if posterior is not None and posterior.has_spread:
+    if posterior is not None and posterior.has_spread and not posterior.has_density:
+        drawn = posterior.draws("beta").ravel()
+        heights, edges = np.histogram(drawn, bins=np.linspace(grid[0], grid[-1], 61))
+        heights = heights / (len(drawn) * (edges[1] - edges[0]))
+        ax.stairs(heights, edges, color=COLOURS[0], fill=True, alpha=0.4, label="posterior, strengths of people")
+        top = max(top, float(heights.max()))
+    elif posterior is not None and posterior.has_spread:
         density = posterior.density(grid)
         low, middle, high = np.quantile(density, [(1 - prob) / 2, 0.5, (1 + prob) / 2], axis=0)
         ax.fill_between(grid, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label=f"posterior, {prob:.0%} band")
@@ -78,15 +88,19 @@ def plot_strength(
     ):
         if law is None:
             continue
-        if float(law.stddev.detach()) == 0:
-            ax.axvline(float(law.mean.detach()), color=colour, linestyle=style, label=label)
+        points = atoms_of(law)
+        for value, share in points:
+            shown = label if len(points) == 1 and share > 0.999 else f"{label}: {share:.0%} at {value:.3g}"
+            ax.axvline(value, color=colour, linestyle=style, label=shown)
+        if sum(share for _, share in points) > 0.999:
             continue
-        values = law.log_prob(torch.as_tensor(grid)).exp().detach().numpy()
+        values = log_density(law, torch.as_tensor(grid)).exp().detach().numpy()
         ax.plot(grid, values, color=colour, linestyle=style, label=label)
         top = max(top, _visible_top(values))
     if top:
         ax.set_ylim(0, 1.15 * top)
-    ax.set_xlim(0, grid[-1])
+    # Room on the left, so that a point mass at 0 is seen beside the axis.
+    ax.set_xlim(min(-0.02 * grid[-1], grid[0]), grid[-1])
     ax.set(
         xlabel="preference strength β (1/nat)", ylabel="density (nats)", title="Preference strength in the population"
     )
@@ -105,7 +119,13 @@ def _strength_grid(posterior: PosteriorDraws | None, training_law: StrengthModel
     if truth is not None:
         ends.append(float((truth.mean + 2 * truth.stddev).detach()))
     end = max(ends)
-    return np.linspace(end / 400, end, 400)
+    lowest = [0.0]
+    if posterior is not None:
+        lowest.append(float(np.quantile(posterior.draws("beta"), 0.03)))
+    if training_law is not None:
+        lowest.append(float(training_law.quantile(0.03)))
+    start = min(lowest)
+    return np.linspace(start if start < 0 else end / 400, end, 400)
 
 
 def _visible_top(density: np.ndarray) -> float:
@@ -219,18 +239,22 @@ def plot_chains(posterior: PosteriorDraws, names: Sequence[str] | None = None, *
 
     Chains that explore the same posterior have flat rank histograms: A. Vehtari et al., arXiv:1903.08008.
 
-    :param names: single quantities, by default the parameters.
+    :param names: quantities, by default the parameters; of a vector the first eight components.
     """
-    names = list(names or posterior.names)
+    series: dict[str, np.ndarray] = {}
+    for name in names or posterior.names:
+        values = posterior.draws(name)
+        if values.ndim == 2:
+            series[name] = values
+        else:  # a vector, such as the shares of classes
+            flat = values.reshape(*values.shape[:2], -1)
+            series.update({f"{name}[{k}]": flat[..., k] for k in range(min(flat.shape[-1], _MOST_COMPONENTS))})
     from scipy.stats import rankdata
 
-    figure, _ = _new(8.0, 2.4 * len(names), 1)
+    figure, _ = _new(8.0, 2.4 * len(series), 1)
     figure.clear()
-    axes = figure.subplots(len(names), 2, squeeze=False)
-    for (trace, rank), name in zip(axes, names, strict=True):
-        values = posterior.draws(name)
-        if values.ndim != 2:
-            raise ConfigError(f"{name} isn't a single number: plot_chains draws single quantities")
+    axes = figure.subplots(len(series), 2, squeeze=False)
+    for (trace, rank), (name, values) in zip(axes, series.items(), strict=True):
         ranks = rankdata(values).reshape(values.shape)
         edges = np.linspace(0, values.size + 1, bins + 1)
         for chain in range(values.shape[0]):

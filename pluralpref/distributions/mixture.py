@@ -112,7 +112,7 @@ class MixtureGeneral(TorchDistribution):
             if isinstance(component, Delta):
                 masses.append(weights[..., k] + component.log_prob(value))
             else:
-                densities.append(weights[..., k] + _log_density(component, value))
+                densities.append(weights[..., k] + log_density(component, value))
         if not masses:
             return torch.logsumexp(torch.stack(densities), 0)
         mass = torch.logsumexp(torch.stack(masses), 0)
@@ -127,16 +127,16 @@ class MixtureGeneral(TorchDistribution):
 
     def _cdfs(self, value: Tensor) -> list[Tensor]:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        cdfs = []
-        for component in self.component_distributions:
-            if isinstance(component, Delta):
-                below = (value >= component.v).to(component.v.dtype)
-            else:
-                inside, safe = _inside(component, value)
-                upper = torch.as_tensor(getattr(component.support, "upper_bound", torch.inf))
-                below = torch.where(inside, component.cdf(safe), (value >= upper).to(safe.dtype))
-            cdfs.append(below.expand(shape))
-        return cdfs
+        return [share_below(component, value).expand(shape) for component in self.component_distributions]
+
+
+def share_below(law: Distribution, value: Tensor) -> Tensor:
+    """The distribution function on the whole real line, which most laws define on their support only."""
+    if isinstance(law, Delta):
+        return (value >= law.v).to(law.v.dtype)
+    inside, safe = _inside(law, value)
+    upper = torch.as_tensor(getattr(law.support, "upper_bound", torch.inf))
+    return torch.where(inside, law.cdf(safe), (value >= upper).to(safe.dtype))
 
 
 def is_nonnegative(law: Distribution) -> bool:
@@ -163,7 +163,8 @@ def _inside(law: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
     return inside, torch.where(inside, value, point)
 
 
-def _log_density(law: Distribution, value: Tensor) -> Tensor:
+def log_density(law: Distribution, value: Tensor) -> Tensor:
+    """The law's log-density, -inf outside of its support (where ``log_prob`` may raise)."""
     inside, safe = _inside(law, value)
     density = law.log_prob(safe)
     return torch.where(inside, density, torch.full_like(density, -torch.inf))

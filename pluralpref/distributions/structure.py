@@ -102,3 +102,13 @@ def has_atoms(law: Distribution) -> bool:
     except NotImplementedError:
         return False
     return bool(support.is_discrete)
+
+
+def atoms_of(law: Distribution) -> list[tuple[float, float]]:
+    """(value, probability) of every point mass of one law, batch shape ()."""
+    if isinstance(law, Delta):
+        return [(float(law.v.detach()), 1.0)]
+    if (parts := parts_of(law)) is not None:
+        shares = [float(w.detach().exp()) for w in parts[0]]
+        return [(v, share * p) for share, c in zip(shares, parts[1], strict=True) for v, p in atoms_of(c)]
+    return []

@@ -25,6 +25,8 @@ class MixDPOConfig(TrainingArguments):
     :param num_samples: K, draws of beta for each pair; giving it asks for Monte Carlo. ``None``: see ``marginal``.
     :param sampling_design: how these draws are laid out: ``"iid"``, ``"antithetic"``, ``"stratified"``; see
         :class:`~pluralpref.inference.MonteCarlo`.
+    :param bias_correction: correct the logarithm of the K draws' mean for its bias, which at K = 16 lets the learned cv
+        come out too small; see :class:`~pluralpref.inference.MonteCarlo`. Off by default, as in the MixDPO paper.
     :param marginal: how beta is integrated out: ``"auto"`` (the most exact way that there is), ``"closed_form"``,
         ``"quadrature"``, ``"monte_carlo"``.
     :param strength_learning_rate: learning rate of the strength model's parameters, which are on a log scale:
@@ -49,6 +51,9 @@ class MixDPOConfig(TrainingArguments):
     )
     sampling_design: str = field(
         default="iid", metadata={"help": f"How Monte Carlo draws are laid out: {', '.join(DESIGNS)}."}
+    )
+    bias_correction: bool = field(
+        default=False, metadata={"help": "Correct the logarithm of the draws' mean for its bias."}
     )
     marginal: str = field(default="auto", metadata={"help": f"How beta is integrated out: {', '.join(METHODS)}."})
     strength_learning_rate: float = field(
@@ -89,6 +94,8 @@ class MixDPOConfig(TrainingArguments):
             raise ConfigError(f"sampling_design={self.sampling_design!r}: choose one of {', '.join(DESIGNS)}")
         if self.sampling_design != "iid" and self.num_samples is None and self.marginal != "monte_carlo":
             raise ConfigError(f"sampling_design={self.sampling_design!r} has no effect without num_samples")
+        if self.bias_correction and self.num_samples is None and self.marginal != "monte_carlo":
+            raise ConfigError("bias_correction has no effect without num_samples")
         if self.strength_learning_rate < 0:
             raise ConfigError(f"strength_learning_rate={self.strength_learning_rate}: must not be negative")
         if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.marginal import MonteCarlo, log_marginal_panel
 from pluralpref.inference.marginal.draws import draw_strengths
-from pluralpref.inference.marginal.safe_math import log_mean_exp
+from pluralpref.inference.marginal.monte_carlo import log_average
 from pluralpref.inference.mixed_logit import MixedLogit
 from pluralpref.models import ChoiceData, PreferenceModel
 
@@ -161,7 +161,7 @@ class MixDPO(ELBO):
         for name in ("beta", "preferred"):
             if name not in nodes or nodes[name]["type"] != "sample":
                 raise UnsupportedError(f"the model has no sample site {name!r}; MixDPO needs 'beta' and 'preferred'")
-        return tracer.trace, _log_average(nodes["beta"], nodes["preferred"], draws.dim)
+        return tracer.trace, _log_average(nodes["beta"], nodes["preferred"], draws.dim, method)
 
 
 class _DrawStrengths(Messenger):
@@ -186,7 +186,7 @@ class _DrawStrengths(Messenger):
         msg["value"] = draw_strengths(fn, self.method, padding)
 
 
-def _log_average(beta: Any, preferred: Any, dim: int) -> Tensor:
+def _log_average(beta: Any, preferred: Any, dim: int, method: MonteCarlo) -> Tensor:
     beta_frames = {frame.name for frame in beta["cond_indep_stack"]}
     frames = {frame.name: frame.dim for frame in preferred["cond_indep_stack"] if frame.vectorized}
     if beta_frames - set(frames):
@@ -206,12 +206,15 @@ def _log_average(beta: Any, preferred: Any, dim: int) -> Tensor:
         mask = preferred.get("mask")
         return result if mask is None else torch.where(torch.as_tensor(mask), result, torch.zeros_like(result))
 
+    def average(values: Tensor) -> Tensor:
+        return log_average(values.movedim(dim, 0), method)
+
     one, zero = torch.ones_like(y), torch.zeros_like(y)
     if repeated:
         joint = scale * (log_prob(y) if hard else y * log_prob(one) + (1 - y) * log_prob(zero))
-        return log_mean_exp(joint.sum(repeated, keepdim=True), dim).sum()
+        return average(joint.sum(repeated, keepdim=True)).sum()
     if hard:
-        values = log_mean_exp(log_prob(y), dim)
+        values = average(log_prob(y))
     else:
-        values = y * log_mean_exp(log_prob(one), dim) + (1 - y) * log_mean_exp(log_prob(zero), dim)
+        values = y * average(log_prob(one)) + (1 - y) * average(log_prob(zero))
     return (scale * values).sum()

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pluralpref.distributions.mixture import log_density
+from pluralpref.distributions.structure import has_atoms
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.inference import arviz_data
 from pluralpref.inference.posterior_checks import Convergence, measure_convergence
@@ -94,6 +96,11 @@ class PosteriorDraws:
             raise ConfigError(f"unknown quantity {name!r}: the prior has {', '.join(self._prior)}")
         return self._prior[name]
 
+    @property
+    def has_density(self) -> bool:
+        """Whether :meth:`density` can be had: the strength model is known, and its law has no point masses."""
+        return self._twin is not None and not has_atoms(self._twin.law())
+
     # -- summaries -----------------------------------------------------------------------------------------------
 
     def interval(self, name: str, prob: float = 0.95, kind: str = "hdi") -> tuple[float, float]:
@@ -157,7 +164,7 @@ class PosteriorDraws:
             raise ConfigError("the density needs the strength model: load_posterior(path, strength)")
         points = torch.as_tensor(beta, dtype=torch.float64)
         laws = laws_of_draws(self._twin, self._thinned(num_draws), _DENSITY_BLOCK)
-        return torch.cat([law.log_prob(points).exp() for _, _, law in laws]).numpy()
+        return torch.cat([log_density(law, points).exp() for _, _, law in laws]).numpy()
 
 
 def load_posterior(

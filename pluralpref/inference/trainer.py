@@ -108,7 +108,9 @@ class MixDPOTrainer(Trainer):
             raise ConfigError(f"num_samples={args.num_samples} has no effect on a fixed strength: leave it out")
         self.objective = MixDPO(args.marginal, num_samples=args.num_samples)
         if isinstance(self.objective.method, MonteCarlo):
-            self.objective.method = replace(self.objective.method, design=args.sampling_design)
+            self.objective.method = replace(
+                self.objective.method, design=args.sampling_design, bias_correction=args.bias_correction
+            )
         self.guide = _make_guide(self.strength)
 
         self.row_reports: dict[str, RowReport] = {}

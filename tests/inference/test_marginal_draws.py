@@ -194,8 +194,19 @@ def test_trainer_option(pairs, tiny_llama, tiny_tokenizer, tmp_path):
     )
     assert trainer.objective.method == MonteCarlo(8, "stratified")
     trainer.train()
+    config = MixDPOConfig(str(tmp_path), num_samples=8, bias_correction=True, **common)
+    trainer = MixDPOTrainer(
+        tiny_llama(0),
+        strength=LogNormalStrength(),
+        args=config,
+        train_dataset=pairs(8),
+        processing_class=tiny_tokenizer,
+    )
+    assert trainer.objective.method == MonteCarlo(8, bias_correction=True)
+    trainer.train()
     for options, message in (
         ({"sampling_design": "stratified"}, "has no effect without num_samples"),
+        ({"bias_correction": True}, "bias_correction has no effect without num_samples"),
         ({"sampling_design": "grid", "num_samples": 8}, "choose one of iid"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pluralpref.distributions import MixtureGeneral, Scaled, negate
-from pluralpref.errors import UnsupportedError
+from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.marginal import (
     MonteCarlo,
     Quadrature,
@@ -167,6 +167,17 @@ def test_monte_carlo_of_a_mixture_and_its_gradient_in_the_weights():
     torch.testing.assert_close(drawn, exact, rtol=0, atol=5e-3)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
     assert expected.abs().min() > 0.01  # a gradient that's lost would be 0
+
+
+def test_what_monte_carlo_of_a_mixture_refuses():
+    with pytest.raises(UnsupportedError, match="bias_correction isn't available for MixtureGeneral"):
+        log_marginal(three_kinds(), MARGINS, MonteCarlo(16, bias_correction=True))
+    with pytest.raises(UnsupportedError, match="bias_correction isn't available for MixtureGeneral"):
+        log_marginal_panel(
+            three_kinds(), t(1.0, 2.0), torch.tensor([0, 0]), 1, method=MonteCarlo(16, bias_correction=True)
+        )
+    with pytest.raises(ConfigError, match="bias_correction has no place here"):
+        log_marginal_with_error(dist.LogNormal(t(0.0), t(1.0)), MARGINS, MonteCarlo(16, bias_correction=True))
 
 
 # -- panels ----------------------------------------------------------------------------------------------------------

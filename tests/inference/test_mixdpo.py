@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pluralpref.errors import ConfigError, UnsupportedError
-from pluralpref.inference import MixDPO, log_marginal, log_marginal_panel
+from pluralpref.inference import MixDPO, MonteCarlo, log_marginal, log_marginal_panel
 from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength, PreferenceModel, TwoSiteModel
 
 MARGINS = torch.tensor([0.5, -1.0, 2.0, 3.0, -0.3, 8.0], dtype=torch.float64)
@@ -174,6 +174,20 @@ def test_a_pyro_function_is_integrated_like_the_family_it_spells_out():
     assert 0.7 < values.std() / others.std() < 1.4
     assert abs(by_user - values.mean()) < 6 * values.std()
     assert len(pyro.get_param_store()) == 0
+
+
+def test_bias_correction_reaches_a_pyro_function():
+    user, margins = TwoSiteModel(two_sites), 5 * MARGINS
+    truth = exact(LogNormalStrength(loc=-1.0, scale=0.8), margins, PREFERRED).item()
+    torch.manual_seed(2)
+    means, errors = [], []
+    for corrected in (False, True):
+        loss = MixDPO(MonteCarlo(4, bias_correction=corrected), max_plate_nesting=1)
+        values = torch.tensor([loss.loss(user, no_guide, margins, PREFERRED) for _ in range(4000)])
+        means.append(float(values.mean()) - truth)
+        errors.append(float(values.std()) / 4000**0.5)
+    assert means[0] > 10 * errors[0]  # four draws make every choice look less likely than it is
+    assert abs(means[1]) < means[0] / 3 + 3 * errors[1]
 
 
 def test_soft_labels_and_weights_of_a_pyro_function():

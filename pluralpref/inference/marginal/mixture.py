@@ -21,6 +21,7 @@ from torch.distributions import Distribution, MixtureSameFamily, TransformedDist
 
 from pluralpref.distributions import MixtureGeneral
 from pluralpref.distributions.structure import factor_of, parts_of
+from pluralpref.errors import UnsupportedError
 from pluralpref.inference.marginal.dispatch import (
     ClosedForm,
     Condition,
@@ -65,6 +66,7 @@ def _mixture(law: Distribution, margins: Tensor, method: Method) -> Tensor:
     def side(x: Tensor) -> Tensor:
         return mixed(weights, [log_marginal(c, x, m) for c, m in zip(components, methods, strict=True)])
 
+    _refuse_correction(law, method)
     if isinstance(method, MonteCarlo):  # other draws for the other side, so nothing would be gained below
         return side(h).to(dtype)
     # As everywhere, the improbable side is the one that's summed: 1 - P would lose it.
@@ -80,7 +82,16 @@ def _mixture(law: Distribution, margins: Tensor, method: Method) -> Tensor:
     return torch.where((h >= 0).expand(against.shape), winning, against).to(dtype)
 
 
+def _refuse_correction(law: Distribution, method: Method) -> None:
+    if isinstance(method, MonteCarlo) and method.bias_correction:
+        raise UnsupportedError(
+            f"bias_correction isn't available for {type(law).__name__}: its parts would be corrected one by one, which is "
+            "too much. Leave it out, or take method='auto', which is exact where the parts can be"
+        )
+
+
 def _mixture_panel(law: Distribution, problem: PanelProblem, method: Method) -> Tensor:
+    _refuse_correction(law, method)
     parts = parts_of(law)
     assert parts is not None
     values = []

@@ -52,6 +52,10 @@ def log_marginal_with_error(
         return _by_quadrature(unwrap_law(law), margins, method or Quadrature())
     if not isinstance(method, MonteCarlo):
         raise ConfigError(f"an error is estimated by Quadrature or MonteCarlo, not by {method!r}")
+    if method.bias_correction:
+        raise ConfigError(
+            "bias_correction has no place here: the probabilities of the replicates are averaged, and those are unbiased"
+        )
     if replicates < 2:
         raise ConfigError(f"replicates={replicates}: a standard error needs at least 2")
     runs = []
