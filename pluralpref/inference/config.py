@@ -25,6 +25,9 @@ class MixDPOConfig(TrainingArguments):
     :param num_samples: K, draws of beta for each pair; giving it asks for Monte Carlo. ``None``: see ``marginal``.
     :param sampling_design: how these draws are laid out: ``"iid"``, ``"antithetic"``, ``"stratified"``; see
         :class:`~pluralpref.inference.MonteCarlo`.
+    :param shared_draws: the same draws for every pair of a batch.
+    :param draws_seed: the same draws at every step (with ``shared_draws``, for every pair at every step); by default new
+        ones from the global generator, whose state is part of a checkpoint.
     :param bias_correction: correct the logarithm of the K draws' mean for its bias, which at K = 16 lets the learned cv
         come out too small; see :class:`~pluralpref.inference.MonteCarlo`. Off by default, as in the MixDPO paper.
     :param marginal: how beta is integrated out: ``"auto"`` (the most exact way that there is), ``"closed_form"``,
@@ -51,6 +54,10 @@ class MixDPOConfig(TrainingArguments):
     )
     sampling_design: str = field(
         default="iid", metadata={"help": f"How Monte Carlo draws are laid out: {', '.join(DESIGNS)}."}
+    )
+    shared_draws: bool = field(default=False, metadata={"help": "The same draws for every pair of a batch."})
+    draws_seed: int | None = field(
+        default=None, metadata={"help": "The same draws at every step, from this seed (default: new ones)."}
     )
     bias_correction: bool = field(
         default=False, metadata={"help": "Correct the logarithm of the draws' mean for its bias."}
@@ -92,10 +99,16 @@ class MixDPOConfig(TrainingArguments):
             raise ConfigError(f"num_samples={self.num_samples} has no effect with marginal={self.marginal!r}")
         if self.sampling_design not in DESIGNS:
             raise ConfigError(f"sampling_design={self.sampling_design!r}: choose one of {', '.join(DESIGNS)}")
-        if self.sampling_design != "iid" and self.num_samples is None and self.marginal != "monte_carlo":
-            raise ConfigError(f"sampling_design={self.sampling_design!r} has no effect without num_samples")
-        if self.bias_correction and self.num_samples is None and self.marginal != "monte_carlo":
-            raise ConfigError("bias_correction has no effect without num_samples")
+        drawn = {
+            "sampling_design": "iid",
+            "shared_draws": False,
+            "draws_seed": None,
+            "bias_correction": False,
+        }
+        for name, default in drawn.items():
+            value = getattr(self, name)
+            if value != default and self.num_samples is None and self.marginal != "monte_carlo":
+                raise ConfigError(f"{name}={value!r} has no effect without num_samples")
         if self.strength_learning_rate < 0:
             raise ConfigError(f"strength_learning_rate={self.strength_learning_rate}: must not be negative")
         if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:

@@ -109,7 +109,11 @@ class MixDPOTrainer(Trainer):
         self.objective = MixDPO(args.marginal, num_samples=args.num_samples)
         if isinstance(self.objective.method, MonteCarlo):
             self.objective.method = replace(
-                self.objective.method, design=args.sampling_design, bias_correction=args.bias_correction
+                self.objective.method,
+                design=args.sampling_design,
+                shared=args.shared_draws,
+                seed=args.draws_seed,
+                bias_correction=args.bias_correction,
             )
         self.guide = _make_guide(self.strength)
 

@@ -194,7 +194,7 @@ def test_trainer_option(pairs, tiny_llama, tiny_tokenizer, tmp_path):
     )
     assert trainer.objective.method == MonteCarlo(8, "stratified")
     trainer.train()
-    config = MixDPOConfig(str(tmp_path), num_samples=8, bias_correction=True, **common)
+    config = MixDPOConfig(str(tmp_path), num_samples=8, bias_correction=True, shared_draws=True, draws_seed=3, **common)
     trainer = MixDPOTrainer(
         tiny_llama(0),
         strength=LogNormalStrength(),
@@ -202,11 +202,13 @@ def test_trainer_option(pairs, tiny_llama, tiny_tokenizer, tmp_path):
         train_dataset=pairs(8),
         processing_class=tiny_tokenizer,
     )
-    assert trainer.objective.method == MonteCarlo(8, bias_correction=True)
+    assert trainer.objective.method == MonteCarlo(8, shared=True, seed=3, bias_correction=True)
     trainer.train()
     for options, message in (
         ({"sampling_design": "stratified"}, "has no effect without num_samples"),
-        ({"bias_correction": True}, "bias_correction has no effect without num_samples"),
+        ({"bias_correction": True}, "bias_correction=True has no effect without num_samples"),
+        ({"draws_seed": 0}, "draws_seed=0 has no effect without num_samples"),
+        ({"shared_draws": True}, "shared_draws=True has no effect without num_samples"),
         ({"sampling_design": "grid", "num_samples": 8}, "choose one of iid"),
     ):
         with pytest.raises(ConfigError, match=message):

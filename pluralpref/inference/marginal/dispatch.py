@@ -281,8 +281,9 @@ def _require_rsample(law: Distribution, method: Any) -> None:
     if isinstance(method, MonteCarlo) and not law.has_rsample:
         raise UnsupportedError(
             f"{type(law).__name__} has no reparameterised sampler (has_rsample is False): a Monte-Carlo marginal would "
-            "silently lose the gradient of its parameters. Add a marginal of another kind with "
-            f"@register_marginal({type(law).__name__}, ClosedForm) or (..., Quadrature)."
+            "silently lose the gradient of its parameters. Give the family a density (log_prob, and a support that "
+            "torch.distributions.biject_to knows), which is integrated by quadrature; or rsample; or a method of its own with "
+            f"@register_marginal({type(law).__name__}, ClosedForm)."
         )
 
 
