@@ -9,7 +9,7 @@ from pyro.distributions import Delta, TransformedDistribution
 from torch import Tensor
 from torch.distributions import AffineTransform, Categorical, Distribution, constraints
 
-from pluralpref.distributions.mixture import MixtureGeneral, is_nonnegative
+from pluralpref.distributions.mixture import MixtureGeneral, is_nonnegative, share_below
 
 
 class Scaled(TransformedDistribution):
@@ -39,6 +39,11 @@ class Scaled(TransformedDistribution):
             if bool((factor < 0).all()):
                 return constraints.less_than(0.0)
         return constraints.real
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(c X <= value), on either side of 0 (a law with point masses needs c > 0)."""
+        below = share_below(self.base_dist, value / self.factor)
+        return torch.where(torch.as_tensor(self.factor) > 0, below, 1 - below)
 
     @property
     def mean(self) -> Tensor:

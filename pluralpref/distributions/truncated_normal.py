@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch.special import erfcx, log_ndtr, ndtri
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_2 = math.sqrt(2.0)
-# Left of this the moments are taken from their asymptotic series; the formulas with phi/Phi cancel there.
-_FAR = -15.0
-_SERIES_TERMS = 14
+# Left of this everything comes from sums of positive terms; formulas with phi/Phi cancel there, and each derivative loses
+# a factor of r² more.
+_FAR = -5.0
+_NODES = 32
 
 
 class PositiveNormal(TorchDistribution):
@@ -29,8 +31,8 @@ class PositiveNormal(TorchDistribution):
         \mathrm{Var}[\beta] = \sigma^2 (1 - \lambda(\lambda + \mu/\sigma)), \quad
         \lambda = \frac{\phi(\mu/\sigma)}{\Phi(\mu/\sigma)} .
 
-    Everything is computed from log Phi and stays accurate however far below 0 the location is (where the law becomes
-    an exponential one).
+    Everything stays accurate however far below 0 the location is (where the law becomes an exponential one), with first
+    and second derivatives.
 
     :param loc: :math:`\mu`, real: the mode where positive.
     :param scale: :math:`\sigma > 0`.
@@ -66,16 +68,20 @@ class PositiveNormal(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         z = (value - self.loc) / self.scale
-        return -0.5 * z * z - _LOG_SQRT_2PI - self.scale.log() - log_ndtr(self.loc / self.scale)
+        far, near, left = _sides(self.loc / self.scale)
+        # Far below 0, phi(z) and Phi are both as good as 0, and only their ratio has digits.
+        x = value / self.scale
+        ratio = torch.log(_mills_and_mean(-left)[0]) - x * (0.5 * x - left)
+        return torch.where(far, ratio, -0.5 * z * z - _LOG_SQRT_2PI - log_ndtr(near)) - self.scale.log()
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(beta <= value)."""
-        return -torch.expm1(_log_survival(value / self.scale, self.loc / self.scale))
+        x, ratio = value / self.scale, self.loc / self.scale
+        return -torch.expm1(_log_survival(x, ratio, inverse_mills(ratio - x)))
 
     def icdf(self, value: Tensor) -> Tensor:
         r"""The quantile function: the root x of log P(beta > x) = log(1 - q), by Newton's method."""
-        ratio = (self.loc / self.scale).expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        target = torch.log1p(-value).expand(ratio.shape)
+        ratio, target = self.loc / self.scale, torch.log1p(-value)
         with torch.no_grad():
             # The normal's own quantile; far below 0 that of exp(r x - x²/2), which is all that's left of it.
             upper = (target + log_ndtr(ratio)).clamp_min(-600.0)
@@ -96,37 +102,30 @@ class PositiveNormal(TorchDistribution):
         return self.icdf(levels).clamp_min(torch.finfo(self.loc.dtype).tiny)
 
 
-def _log_survival(x: Tensor, ratio: Tensor) -> Tensor:
-    """Log P(beta > scale x) = log Phi(r - x) - log Phi(r), without the difference of two large numbers for r < 0."""
-    x, ratio = torch.broadcast_tensors(x, ratio)
+def _log_survival(x: Tensor, ratio: Tensor, hazard: Tensor) -> Tensor:
+    """Log P(beta > scale x) = log Phi(r - x) - log Phi(r), without the difference of two large numbers for r < 0.
+
+    :param hazard: ``inverse_mills(ratio - x)``.
+    """
     below = ratio < 0
     r = torch.where(below, ratio, torch.zeros_like(ratio))
-    far = torch.log(erfcx((x.clamp_min(0.0) - r) / _SQRT_2)) - torch.log(erfcx(-r / _SQRT_2)) - x * (0.5 * x - r)
-    return torch.where(below, far, log_ndtr(ratio - x) - log_ndtr(ratio))
+    tail = torch.log(inverse_mills(r) / torch.where(below, hazard, torch.ones_like(hazard))) - x * (0.5 * x - r)
+    return torch.where(below, tail, log_ndtr(ratio - x) - log_ndtr(ratio))
 
 
 def _newton_step(x: Tensor, ratio: Tensor, target: Tensor) -> Tensor:
-    return (_log_survival(x, ratio) - target) / inverse_mills(ratio - x)
+    hazard = inverse_mills(ratio - x)
+    return (_log_survival(x, ratio, hazard) - target) / hazard
 
 
 def inverse_mills(r: Tensor) -> Tensor:
     """Phi's logarithmic derivative, phi(r)/Phi(r)."""
-    below = r < 0
-    left, right = torch.where(below, r, torch.zeros_like(r)), torch.where(below, torch.zeros_like(r), r)
-    far = math.sqrt(2 / math.pi) / erfcx(-left / _SQRT_2)
-    return torch.where(below, far, torch.exp(-0.5 * right * right - _LOG_SQRT_2PI - log_ndtr(right)))
-
-
-@functools.cache
-def _series() -> tuple[float, ...]:
-    """a_n of r + phi/Phi = sum_n a_n r^-(2n+1) for r -> -inf.
-
-    From the differential equation M' = 1 - (M - r) M of M = r + phi/Phi.
-    """
-    a = [-1.0]
-    for k in range(_SERIES_TERMS - 1):
-        a.append(-(2 * k + 1) * a[k] + sum(a[i] * a[k - i] for i in range(k + 1)))
-    return tuple(a)
+    far, near, tail = _sides(r)
+    below = near < 0
+    left, right = torch.where(below, near, torch.zeros_like(near)), torch.where(below, torch.zeros_like(near), near)
+    middle = math.sqrt(2 / math.pi) / erfcx(-left / _SQRT_2)
+    value = torch.where(below, middle, torch.exp(-0.5 * right * right - _LOG_SQRT_2PI - log_ndtr(right)))
+    return torch.where(far, _mills_and_mean(-tail)[0], value)
 
 
 def _sides(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,16 +134,50 @@ def _sides(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return far, torch.where(far, torch.zeros_like(r), r), torch.where(far, r, torch.full_like(r, _FAR))
 
 
+@functools.cache
+def _hermite() -> tuple[np.ndarray, np.ndarray]:
+    """(z² of the positive nodes of Gauss's rule for a standard normal Z, its weights times z^0, z^2, z^4, z^6)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    squares = nodes[nodes > 0] ** 2
+    return squares, 2 * (weights[nodes > 0] / weights.sum())[:, None] * squares[:, None] ** np.arange(4)
+
+
+def _tail_sums(y: Tensor) -> tuple[Tensor, ...]:
+    """A_k = E[Z^2k / (y² + Z²)], k = 0 .. 3, for y >= 5.
+
+    y A_0 is Mills' ratio Phi(-y)/phi(y), and y² A_k = E[Z^2k] - A_(k+1), which is how differences are taken by hand below.
+    """
+    squares, weights = (torch.as_tensor(a, dtype=y.dtype, device=y.device) for a in _hermite())
+    return (torch.reciprocal(y.square().unsqueeze(-1) + squares) @ weights).unbind(-1)
+
+
+def _mills_and_mean(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Phi(r)'s logarithmic derivative and the mean for r = -y, which differ by y."""
+    a0, a1, *_ = _tail_sums(y)
+    mills = torch.reciprocal(y * a0)
+    return mills, a1 * mills
+
+
 def mean_of_ratio(r: Tensor) -> Tensor:
     """E[beta]/scale for loc/scale = r."""
     far, near, left = _sides(r)
-    series = sum(a * left ** -(2 * n + 1) for n, a in enumerate(_series()))
-    return torch.where(far, torch.as_tensor(series), near + inverse_mills(near))
+    return torch.where(far, _mills_and_mean(-left)[1], near + inverse_mills(near))
 
 
 def variance_of_ratio(r: Tensor) -> Tensor:
     """Var[beta]/scale² for loc/scale = r, which is the derivative of the mean."""
     far, near, left = _sides(r)
-    series = sum(-(2 * n + 1) * a * left ** -(2 * n + 2) for n, a in enumerate(_series()))
+    a0, a1, a2, _ = _tail_sums(-left)
+    tail = (a0 * (a2 - a1) - a1**2) / (left * a0) ** 2
     mills = inverse_mills(near)
-    return torch.where(far, torch.as_tensor(series), 1 - mills * (mills + near))
+    return torch.where(far, tail, 1 - mills * (mills + near))
+
+
+def excess_of_ratio(r: Tensor) -> Tensor:
+    """(E[beta]² - Var[beta])/scale² for loc/scale = r: 0 for an exponential law."""
+    far, near, left = _sides(r)
+    a0, a1, a2, a3 = _tail_sums(-left)
+    tail = (2 * a1 - 5 * a2 + a3 + 2 * a2**2 + a1 * a2 - a1 * a3) / (left**3 * a0) ** 2
+    mills = inverse_mills(near)
+    mean = near + mills
+    return torch.where(far, tail, mean**2 - 1 + mills * mean)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pluralpref.distributions import PositiveNormal
-from pluralpref.distributions.truncated_normal import mean_of_ratio, variance_of_ratio
+from pluralpref.distributions.truncated_normal import excess_of_ratio, mean_of_ratio, variance_of_ratio
 from pluralpref.errors import ConfigError
 from pluralpref.models.inversion import invert
 from pluralpref.models.moments import choose_parameters
@@ -62,5 +62,4 @@ class TruncatedNormalStrength(StrengthModel):
 def _logit_spread(u: Tensor) -> Tensor:
     """The logit of cv² for loc/scale = 2 sinh(u): near -2u on both sides."""
     ratio = 2 * torch.sinh(u)
-    variance, squared = variance_of_ratio(ratio), mean_of_ratio(ratio) ** 2
-    return torch.log(variance) - torch.log(squared - variance)
+    return torch.log(variance_of_ratio(ratio)) - torch.log(excess_of_ratio(ratio))
