@@ -60,12 +60,14 @@ class LogLogisticStrength(StrengthModel):
         return LogLogistic(self.beta_mean * torch.sin(x) / x, math.pi / x)
 
 
-def _log_spread(u: Tensor) -> Tensor:
-    """Log cv² for tan(pi/k) = exp(u): near 2u on the left, u on the right."""
+def _log_spread(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Log cv² for tan(pi/k) = exp(u), near 2u on the left and u on the right, and its derivative."""
     t = torch.exp(u)
     small = t < _SERIES_BELOW
     near, far = torch.where(small, t, _SERIES_BELOW), torch.where(small, _SERIES_BELOW, t)
-    # t - atan(t) = t^3/3 - t^5/5 + ...; the difference would cancel.
+    # t - atan(t) = t^3/3 - t^5/5 + ...; the difference would cancel. So would that of its derivative, t - t/(1 + t²).
     n = torch.arange(1, 1 + _SERIES_TERMS, dtype=t.dtype, device=t.device)
     terms = -((-1.0) ** n) / (2 * n + 1) * near.unsqueeze(-1) ** (2 * n + 1)
-    return torch.log(torch.where(small, terms.sum(-1) / torch.atan(near), far / torch.atan(far) - 1))
+    excess = torch.where(small, terms.sum(-1), far - torch.atan(far))
+    x = torch.atan(t)
+    return torch.log(excess) - torch.log(x), t**3 / (1 + t * t) / excess - t / ((1 + t * t) * x)

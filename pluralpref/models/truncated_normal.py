@@ -59,7 +59,11 @@ class TruncatedNormalStrength(StrengthModel):
         return PositiveNormal(ratio * scale, scale)
 
 
-def _logit_spread(u: Tensor) -> Tensor:
-    """The logit of cv² for loc/scale = 2 sinh(u): near -2u on both sides."""
+def _logit_spread(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The logit of cv² for loc/scale = 2 sinh(u), near -2u on both sides, and its derivative."""
     ratio = 2 * torch.sinh(u)
-    return torch.log(variance_of_ratio(ratio)) - torch.log(excess_of_ratio(ratio))
+    mean, variance, excess = mean_of_ratio(ratio), variance_of_ratio(ratio), excess_of_ratio(ratio)
+    # The variance is the mean's derivative, and the excess is mean² - variance.
+    bend = mean - (2 * mean - ratio) * variance
+    slope = bend / variance - (2 * mean * variance - bend) / excess
+    return torch.log(variance) - torch.log(excess), 2 * torch.cosh(u) * slope

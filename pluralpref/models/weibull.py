@@ -61,8 +61,8 @@ class WeibullStrength(StrengthModel):
         return Weibull(self.beta_mean * torch.exp(-torch.lgamma(1 + inverse)), 1 / inverse)
 
 
-def _log_log_spread(u: Tensor) -> Tensor:
-    """Log log(1 + cv²) for 1/k = exp(u): near 2u on the left, u on the right."""
+def _log_log_spread(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Log log(1 + cv²) for 1/k = exp(u), near 2u on the left and u on the right, and its derivative."""
     x = torch.exp(u)
     small = x < _SERIES_BELOW
     near, far = torch.where(small, x, _SERIES_BELOW), torch.where(small, _SERIES_BELOW, x)
@@ -70,4 +70,6 @@ def _log_log_spread(u: Tensor) -> Tensor:
     n = torch.arange(2, 2 + _SERIES_TERMS, dtype=x.dtype, device=x.device)
     terms = (-1.0) ** n * zeta(n, torch.ones_like(n)) * (2**n - 2) / n * near.unsqueeze(-1) ** n
     plain = torch.lgamma(1 + 2 * far) - 2 * torch.lgamma(1 + far)
-    return torch.log(torch.where(small, terms.sum(-1), plain))
+    plain_slope = 2 * far * (torch.digamma(1 + 2 * far) - torch.digamma(1 + far))
+    value = torch.where(small, terms.sum(-1), plain)
+    return torch.log(value), torch.where(small, (n * terms).sum(-1), plain_slope) / value
