@@ -34,6 +34,7 @@ typecheck: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e ".[dev,gguf,bench,peft]" --config-settings editable_mode=compat
 	$(BIN)/python -m pytest -m bench $(TEST_ARGS)
+	$(BIN)/python benchmarks/marginal_cost.py
 	$(BIN)/python benchmarks/objective_overhead.py
 
 clean:

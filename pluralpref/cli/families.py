@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from pluralpref.cli.options import parse
+from tqdm import tqdm
+
+from pluralpref.cli.options import parse, show_progress
 from pluralpref.diagnostics.families import FamilyFacts, describe_family
 from pluralpref.errors import ConfigError, PluralPrefError
 from pluralpref.models import (
@@ -52,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--format {options.format}: choose one of {', '.join(_FORMATS)}")
     names = options.family or [*FAMILIES, "covariate", "group"]
     models = {name: _make(name, options) for name in names}
-    facts = [describe_family(name, model) for name, model in models.items()]
+    shown = tqdm(models.items(), desc="Measuring families", disable=not show_progress(), leave=False)
+    facts = [describe_family(name, model) for name, model in shown]
     if options.format == "json":
         print(json.dumps([asdict(f) for f in facts], indent=2))
         return 0
