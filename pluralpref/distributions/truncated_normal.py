@@ -147,8 +147,14 @@ def _tail_sums(y: Tensor) -> tuple[Tensor, ...]:
 
     y A_0 is Mills' ratio Phi(-y)/phi(y), and y² A_k = E[Z^2k] - A_(k+1), which is how differences are taken by hand below.
     """
+    return _tail_sums_and_slopes(y)[0]
+
+
+def _tail_sums_and_slopes(y: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The A_k and their derivatives in y."""
     squares, weights = (torch.as_tensor(a, dtype=y.dtype, device=y.device) for a in _hermite())
-    return (torch.reciprocal(y.square().unsqueeze(-1) + squares) @ weights).unbind(-1)
+    terms = torch.reciprocal(y.square().unsqueeze(-1) + squares)
+    return (terms @ weights).unbind(-1), (-2 * y.unsqueeze(-1) * (terms.square() @ weights)).unbind(-1)
 
 
 def _mills_and_mean(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,3 +187,22 @@ def excess_of_ratio(r: Tensor) -> Tensor:
     mills = inverse_mills(near)
     mean = near + mills
     return torch.where(far, tail, mean**2 - 1 + mills * mean)
+
+
+def logit_of_ratio(r: Tensor) -> tuple[Tensor, Tensor]:
+    """The logit of cv² for loc/scale = r, log(variance/excess), and its derivative."""
+    far, near, left = _sides(r)
+    (a0, a1, a2, a3), (b0, b1, b2, b3) = _tail_sums_and_slopes(-left)
+    # Variance and excess as above, less what they have in common.
+    above = a0 * (a2 - a1) - a1**2
+    below = 2 * a1 - 5 * a2 + a3 + 2 * a2**2 + a1 * a2 - a1 * a3
+    above_slope = b0 * (a2 - a1) + a0 * (b2 - b1) - 2 * a1 * b1
+    below_slope = 2 * b1 - 5 * b2 + b3 + 4 * a2 * b2 + b1 * (a2 - a3) + a1 * (b2 - b3)
+    tail = torch.log(left**4 * above / below), 4 / left - above_slope / above + below_slope / below
+    mills = inverse_mills(near)
+    mean = near + mills
+    variance, excess = 1 - mills * mean, mean**2 - 1 + mills * mean
+    # The variance is the mean's derivative.
+    bend = mean - (2 * mean - near) * variance
+    middle = torch.log(variance / excess), bend / variance - (2 * mean * variance - bend) / excess
+    return torch.where(far, tail[0], middle[0]), torch.where(far, tail[1], middle[1])

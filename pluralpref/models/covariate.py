@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from pluralpref.distributions import Scaled
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.models.lognormal import LogNormalStrength
+from pluralpref.models.mixture import part_of
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -55,7 +56,9 @@ class CovariateStrength(StrengthModel):
         if hidden is not None and hidden < 1:
             raise ConfigError(f"CovariateStrength: hidden={hidden} must be at least 1, or None for a linear function")
         self.own_context_columns = tuple(names)
-        self.strength = self._without_context(LogNormalStrength() if strength is None else strength)
+        self.strength = self._without_context(
+            LogNormalStrength() if strength is None else part_of(type(self).__name__, strength)
+        )
         count, width = len(names), len(names) if hidden is None else hidden
         self.hidden = hidden
         if hidden is not None:
@@ -72,8 +75,12 @@ class CovariateStrength(StrengthModel):
 
         :raises DataError: naming the column and the first row, if a value isn't a finite number.
         """
-        values = []
+        values: list[Tensor] = []
         for name in self.own_context_columns:
+            if name not in columns:
+                raise DataError(
+                    f"there is no column {name!r}, which CovariateStrength needs; there are {', '.join(columns)}"
+                )
             try:
                 column = torch.as_tensor([float(v) for v in columns[name]], dtype=torch.float64)
             except (TypeError, ValueError) as error:
@@ -81,6 +88,10 @@ class CovariateStrength(StrengthModel):
             if not bool(torch.isfinite(column).all()):
                 row = int((~torch.isfinite(column)).nonzero()[0])
                 raise DataError(f"column {name!r}: row {row} of a batch is {column[row].item()}, not a finite number")
+            if values and len(column) != len(values[0]):
+                raise DataError(
+                    f"column {name!r} has {len(column)} values, but {self.own_context_columns[0]!r} has {len(values[0])}"
+                )
             values.append(column)
         return torch.stack(values, -1)
 

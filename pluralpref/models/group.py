@@ -13,6 +13,7 @@ from torch import Tensor
 from pluralpref.distributions import Scaled
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.models.lognormal import LogNormalStrength
+from pluralpref.models.mixture import part_of
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -52,7 +53,9 @@ class GroupStrength(StrengthModel):
             raise ConfigError(f"GroupStrength: groups={groups!r} must be two or more labels, all different")
         self.own_context_columns = (column,)
         self.groups = tuple(str(label) for label in labels)
-        self.strength = self._without_context(LogNormalStrength() if strength is None else strength)
+        self.strength = self._without_context(
+            LogNormalStrength() if strength is None else part_of(type(self).__name__, strength)
+        )
         self._declare("scale", scale)
         self.effect = PyroSample(Normal(torch.zeros(len(labels), dtype=torch.float64), 1.0).to_event(1))
 
@@ -62,6 +65,8 @@ class GroupStrength(StrengthModel):
         :raises DataError: naming the first row whose label isn't one of the groups.
         """
         (column,) = self.own_context_columns
+        if column not in columns:
+            raise DataError(f"there is no column {column!r}, which GroupStrength needs; there are {', '.join(columns)}")
         code_of = {label: code for code, label in enumerate(self.groups)}
         codes = []
         for row, label in enumerate(columns[column]):

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro.distributions import Categorical, Distribution
 from torch import Tensor
+from torch.distributions import Distribution as TorchDistribution
 from torch.distributions import constraints
 
 from pluralpref.distributions import MixtureGeneral
@@ -40,11 +41,20 @@ class MixtureStrength(StrengthModel):
             raise ConfigError("MixtureStrength: the same strength model is given twice, so both would stay the same")
         if shares is None:
             shares = [1 / len(components)] * len(components)
-        if isinstance(shares, Sequence) and (
-            len(shares) != len(components) or min(shares) <= 0 or abs(math.fsum(shares) - 1) > 1e-6
-        ):
+        if isinstance(shares, Tensor):
+            shares = shares.tolist()
+        fits = (
+            shares.event_shape == (len(components),)
+            if isinstance(shares, TorchDistribution)
+            else isinstance(shares, Sequence)
+            and len(shares) == len(components)
+            and min(shares) > 0
+            and abs(math.fsum(shares) - 1) <= 1e-6
+        )
+        if not fits:
             raise ConfigError(
-                f"MixtureStrength: shares={shares} must be {len(components)} positive numbers that add up to 1"
+                f"MixtureStrength: shares={shares} must be {len(components)} positive numbers that add up to 1, or a "
+                "prior of as many"
             )
         self.num_components = len(components)
         for k, component in enumerate(components):
@@ -55,3 +65,23 @@ class MixtureStrength(StrengthModel):
         """:class:`~pluralpref.distributions.MixtureGeneral` of the components' laws."""
         laws = [getattr(self, f"component_{k}")(context) for k in range(self.num_components)]
         return MixtureGeneral(Categorical(self.shares), laws)
+
+
+def part_of(family: str, strength: StrengthModel) -> StrengthModel:
+    """``strength``, which ``family`` is made of.
+
+    :raises ConfigError: if it isn't a strength model.
+    """
+    if not isinstance(strength, StrengthModel):
+        raise ConfigError(f"{family}: strength={strength!r} must be a strength model, such as LogNormalStrength()")
+    return strength
+
+
+def share_of(family: str, share: Any) -> Any:
+    """``share``, a number between 0 and 1 or a prior.
+
+    :raises ConfigError: for 0 and 1 too, from where nothing could be learned.
+    """
+    if isinstance(share, int | float | Tensor) and not 0 < float(share) < 1:
+        raise ConfigError(f"{family}: share={share} must lie between 0 and 1")
+    return share

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from pluralpref.distributions import MixtureGeneral, negate
 from pluralpref.models.lognormal import LogNormalStrength
+from pluralpref.models.mixture import part_of, share_of
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -26,15 +27,15 @@ class OpposedStrength(StrengthModel):
     :param strength: the law of :math:`|\beta|`, default ``LogNormalStrength()``. Its parameters' names follow
         ``strength.``.
     :param share: s in (0, 1), default 0.1. A number is learned, a Pyro distribution is a prior.
-    :raises ConfigError: if the share is out of range.
+    :raises ConfigError: if the share is out of range, or ``strength`` is no strength model.
     """
 
     share: Tensor
 
     def __init__(self, strength: StrengthModel | None = None, share: Any = 0.1) -> None:
         super().__init__()
-        self.strength = LogNormalStrength() if strength is None else strength
-        self._declare("share", share, constraints.unit_interval)
+        self.strength = LogNormalStrength() if strength is None else part_of(type(self).__name__, strength)
+        self._declare("share", share_of(type(self).__name__, share), constraints.unit_interval)
 
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pluralpref.distributions.MixtureGeneral` of the law and its mirror image."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pluralpref.distributions import PositiveNormal
-from pluralpref.distributions.truncated_normal import excess_of_ratio, mean_of_ratio, variance_of_ratio
+from pluralpref.distributions.truncated_normal import logit_of_ratio, mean_of_ratio
 from pluralpref.errors import ConfigError
 from pluralpref.models.inversion import invert
 from pluralpref.models.moments import choose_parameters
@@ -41,8 +41,10 @@ class TruncatedNormalStrength(StrengthModel):
         super().__init__()
         self.by_moments = choose_parameters(type(self).__name__, mean, cv, loc=loc, scale=scale)
         if self.by_moments:
-            if isinstance(cv, int | float) and cv >= 1:
-                raise ConfigError(f"{type(self).__name__}: cv={cv} is out of reach, this family's cv is below 1")
+            if isinstance(cv, int | float | Tensor) and not 0 < float(cv) < 1:
+                raise ConfigError(
+                    f"{type(self).__name__}: cv={cv} is out of reach, this family's cv lies between 0 and 1"
+                )
             self._declare("beta_mean", 0.1 if mean is None else mean)
             self._declare("beta_cv", 0.5 if cv is None else cv, constraints.unit_interval)
         else:
@@ -61,9 +63,5 @@ class TruncatedNormalStrength(StrengthModel):
 
 def _logit_spread(u: Tensor) -> tuple[Tensor, Tensor]:
     """The logit of cv² for loc/scale = 2 sinh(u), near -2u on both sides, and its derivative."""
-    ratio = 2 * torch.sinh(u)
-    mean, variance, excess = mean_of_ratio(ratio), variance_of_ratio(ratio), excess_of_ratio(ratio)
-    # The variance is the mean's derivative, and the excess is mean² - variance.
-    bend = mean - (2 * mean - ratio) * variance
-    slope = bend / variance - (2 * mean * variance - bend) / excess
-    return torch.log(variance) - torch.log(excess), 2 * torch.cosh(u) * slope
+    value, slope = logit_of_ratio(2 * torch.sinh(u))
+    return value, 2 * torch.cosh(u) * slope

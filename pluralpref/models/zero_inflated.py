@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from pluralpref.distributions import MixtureGeneral
 from pluralpref.models.lognormal import LogNormalStrength
+from pluralpref.models.mixture import part_of, share_of
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -27,7 +28,7 @@ class ZeroInflatedStrength(StrengthModel):
     :param strength: the law of the others, default ``LogNormalStrength()``. Its parameters' names follow
         ``strength.``.
     :param share: s in (0, 1), default 0.1. A number is learned, a Pyro distribution is a prior.
-    :raises ConfigError: if the share is out of range.
+    :raises ConfigError: if the share is out of range, or ``strength`` is no strength model.
 
     Reference: D. Lambert, "Zero-inflated Poisson regression", Technometrics 34 (1992), for the construction.
     """
@@ -36,8 +37,8 @@ class ZeroInflatedStrength(StrengthModel):
 
     def __init__(self, strength: StrengthModel | None = None, share: Any = 0.1) -> None:
         super().__init__()
-        self.strength = LogNormalStrength() if strength is None else strength
-        self._declare("share", share, constraints.unit_interval)
+        self.strength = LogNormalStrength() if strength is None else part_of(type(self).__name__, strength)
+        self._declare("share", share_of(type(self).__name__, share), constraints.unit_interval)
 
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pluralpref.distributions.MixtureGeneral` of a point mass at 0 and the others' law."""
