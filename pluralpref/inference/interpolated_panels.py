@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,20 +71,54 @@ class InterpolatedPanels:
     :param first: u of the first node.
     :param step: the distance of the nodes.
     :param losing: H, (annotators,).
+    :param winning: what H is with every choice turned round, (annotators,).
     :param steepest: the largest sum of w |h|.
     :param heaviest: the largest sum of w.
     """
 
     def __init__(
-        self, table: Tensor, first: float, step: float, losing: Tensor, steepest: float, heaviest: float
+        self,
+        table: Tensor,
+        first: float,
+        step: float,
+        losing: Tensor,
+        winning: Tensor,
+        steepest: float,
+        heaviest: float,
     ) -> None:
         self._table = table
         self._first = first
         self._step = step
         self._growth = torch.exp(first + step * torch.arange(table.shape[2], dtype=torch.float64))
         self._losing = losing
+        self._winning = winning
         self._steepest = steepest
         self._heaviest = heaviest
+
+    def opposed(self) -> InterpolatedPanels:
+        """The same people with every choice turned round: what -beta makes of their choices."""
+        return InterpolatedPanels(
+            self._table, self._first, self._step, self._winning, self._losing, self._steepest, self._heaviest
+        )
+
+    def typical(self, count: int) -> Tensor:
+        """The numbers of people who stand for all: evenly spread in H, both extremes among them."""
+        order = torch.argsort(self._losing)
+        return order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()].unique()
+
+    def at(self, strength: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The log-likelihood of people at strengths beta >= 0, and its derivative in beta.
+
+        :param strength: (nodes,) float64.
+        :param rows: the numbers of the people, by default all.
+        :returns: both (nodes, people), nats.
+        """
+        rows = slice(None) if rows is None else rows  # type: ignore[assignment]
+        # Below the table's first node nothing changes any more, and the derivative is that of the first node.
+        u = torch.log(strength.clamp_min(math.exp(self._first)))
+        loss, slope = self._interpolate(u, rows)
+        pull = torch.outer(strength, self._losing[rows])
+        return -pull - loss.T, -self._losing[rows] - slope.T / torch.exp(u).unsqueeze(-1)
 
     def log_marginal(self, law: Distribution) -> Tensor:
         """Log E_beta[prod_j P(y_j | beta)], nats, by the trapezoidal rule in u, to about 1e-8.
@@ -211,8 +246,8 @@ class InterpolatedPanels:
             right if last == nodes.numel() - 1 else min(right, float(u[last + 1])),
         )
 
-    def _interpolate(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """S and its derivative at u (nodes,), both (annotators, nodes)."""
+    def _interpolate(self, u: Tensor, rows: Any = slice(None)) -> tuple[Tensor, Tensor]:
+        """S and its derivative in u at u (nodes,), both (annotators, nodes)."""
         before = POINTS // 2 - 1
         position = ((u - self._first) / self._step).clamp(before, self._table.shape[2] - 1 - POINTS + before)
         base = position.floor().long() - before
@@ -220,7 +255,7 @@ class InterpolatedPanels:
         weights = lagrange_weights(position - base)
         columns = (base - low)[:, None] + torch.arange(POINTS)
         dense = weights.new_zeros((u.shape[0], high - low)).scatter(1, columns, weights)
-        return self._table[0, :, low:high] @ dense.T, self._table[1, :, low:high] @ dense.T
+        return self._table[0, rows, low:high] @ dense.T, self._table[1, rows, low:high] @ dense.T
 
 
 def _family_and_parameters(law: Distribution) -> tuple[LogFamily, tuple[Tensor, ...]]:
@@ -265,8 +300,8 @@ def interpolate_panels(
         lost = torch.exp(-v)
         table[0].index_add_(0, index[part], torch.log1p(lost) * weight[part, None])
         table[1].index_add_(0, index[part], -v * lost / (1 + lost) * weight[part, None])
-    against = losing_part(margins, weight, preferred)
-    return InterpolatedPanels(table, start, step, zeros.index_add(0, index, against), steepest, heaviest)
+    losing, winning = (zeros.index_add(0, index, losing_part(h, weight, preferred)) for h in (margins, -margins))
+    return InterpolatedPanels(table, start, step, losing, winning, steepest, heaviest)
 
 
 def _density(curvature: float, heaviest: float) -> float:

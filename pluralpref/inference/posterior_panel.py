@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
@@ -35,7 +36,7 @@ def conditional_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]
     """
     data = problem.choices
     assert data.annotator is not None
-    if problem.table is not None:
+    if problem.table is not None and has_log_family(unwrap_law(problem.twin.law())):
         laws = laws_of_draws(problem.twin, draws, 1)
         return torch.stack([draw_from_grid(problem.table.posterior(law)) for _, _, law in laws])
     size = max(1, _BLOCK_ELEMENTS // max(1, data.num_annotators * _NODES))
@@ -48,7 +49,7 @@ def _conditional(problem: PosteriorProblem, law: Distribution, rows: int) -> Ten
     data = problem.choices
     assert data.annotator is not None
     shape = torch.Size((rows, data.num_annotators))
-    if problem.marginal_name == "closed_form":  # a point mass
+    if isinstance(unwrap_law(law), Delta):
         return law.mean.expand(shape).double()
     if not has_log_family(unwrap_law(law)):
         return _resample(problem, law, shape)

@@ -20,6 +20,7 @@ from pluralpref.inference.marginal import MonteCarlo, Quadrature, available_meth
 from pluralpref.inference.marginal.dispatch import Method, available_panel_methods, unwrap_law
 from pluralpref.inference.marginal.quadrature import has_log_family
 from pluralpref.inference.mixed_logit import MixedLogit
+from pluralpref.inference.tabulated_laws import can_tabulate, tabulated_log_marginal
 from pluralpref.models import StrengthModel
 
 #: Draws of beta for each pair or annotator where a family can only be integrated by Monte Carlo.
@@ -90,7 +91,7 @@ class PosteriorProblem:
             self.marginal_name = f"monte_carlo, {MONTE_CARLO_DRAWS} common random draws"
         # Monte-Carlo noise differs from pair to pair, so it can't be interpolated.
         self.reduced = None if self.is_panel or methods[0] == "monte_carlo" else interpolate_choices(choices)
-        self.table = self._tabulate() if has_log_family(unwrap_law(law)) else None
+        self.table = self._tabulate() if can_tabulate(law) else None
 
     @property
     def names(self) -> list[str]:
@@ -114,7 +115,9 @@ class PosteriorProblem:
         if self.reduced is not None:
             # The same sum over pairs as below to about 1e-6 nats, at a cost that doesn't grow with their number.
             nodes = self.reduced.nodes
-            terms = log_marginal(law, nodes, self.method) if self.table is None else self.table.log_marginal(law)
+            terms = (
+                log_marginal(law, nodes, self.method) if self.table is None else tabulated_log_marginal(self.table, law)
+            )
             pyro.factor("preferred", (self.reduced.coefficients * terms).sum())
             return
         if not self.is_panel:
@@ -123,7 +126,7 @@ class PosteriorProblem:
                 pyro.sample("preferred", MixedLogit(law, data.margins, self.method), obs=data.preferred)
                 return
         if self.table is not None:
-            terms = self.table.log_marginal(law)
+            terms = tabulated_log_marginal(self.table, law)
         else:
             with self._common_random_numbers():
                 terms = self._panel(law)
@@ -162,7 +165,7 @@ class PosteriorProblem:
         out = torch.empty(total, self.num_units, dtype=torch.float32)
         if self.is_panel and self.table is not None:
             for start, _, law in laws_of_draws(self.twin, draws, 1):
-                out[start] = self.table.log_marginal(law)
+                out[start] = tabulated_log_marginal(self.table, law)
             return out
         for start, stop, law in self.laws(draws):
             with self._common_random_numbers():
