@@ -104,6 +104,14 @@ def has_atoms(law: Distribution) -> bool:
     return bool(support.is_discrete)
 
 
+def point_masses(law: Distribution) -> list[Tensor]:
+    """Where a law's point masses are, those of its components' components among them; of the batch's shape each."""
+    if isinstance(law, Delta):
+        return [law.v]
+    parts = parts_of(law)
+    return [] if parts is None else [v for component in parts[1] for v in point_masses(component)]
+
+
 def atoms_of(law: Distribution) -> list[tuple[float, float]]:
     """(value, probability) of every point mass of one law, batch shape ()."""
     if isinstance(law, Delta):

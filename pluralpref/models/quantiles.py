@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Gamma
 
 from pluralpref.distributions.mixture import is_nonnegative
-from pluralpref.distributions.structure import parts_of
+from pluralpref.distributions.structure import parts_of, point_masses
 from pluralpref.errors import ConfigError
 
 #: Draws used when a distribution has neither quantile function nor cdf.
@@ -73,7 +73,8 @@ def _by_bisection(law: Distribution, level: Tensor) -> Tensor:
         reached = law.cdf(middle) >= level
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
     # Where the distribution function jumps, the quantile is the atom itself.
-    for atom in [] if parts is None else [c.v.expand(shape) for c in parts[1] if isinstance(c, Delta)]:
+    for value in point_masses(law):
+        atom = value.double().expand(shape)
         high = torch.where((law.cdf(atom) >= level) & (atom <= high), atom, high)
     return high
 

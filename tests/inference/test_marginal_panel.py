@@ -360,3 +360,36 @@ def test_errors_name_the_row():
         log_marginal_panel(dist.Gamma(torch.ones(3), 1.0), h, panel, 2)
     with pytest.raises(UnsupportedError, match=r"panels.*register_panel_marginal\(Gamma, ClosedForm\)"):
         log_marginal_panel(law, h, panel, 2, method="closed_form")
+
+
+@pytest.mark.parametrize(
+    ("build", "method"),
+    [
+        (lambda a, b: dist.LogNormal(a, b), "auto"),
+        (lambda a, b: dist.Weibull(a.exp(), 1 + b), Quadrature(1e-8)),
+        (lambda a, b: dist.LogNormal(a, b), MonteCarlo(8, seed=1)),
+    ],
+    ids=["engine", "general rule", "Monte Carlo"],
+)
+def test_derivatives_do_not_depend_on_the_memory_bound(build, method):
+    torch.manual_seed(5)
+    h, panel = torch.randn(60, dtype=torch.float64) * 2, torch.randint(0, 9, (60,))
+    weight, preferred = torch.rand(60, dtype=torch.float64), torch.rand(60, dtype=torch.float64)
+    x = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    results = []
+    for max_elements in (2**24, 300, 7):
+
+        def total(x, max_elements=max_elements):
+            law = build(x[0], x[1])
+            values = log_marginal_panel(
+                law, h * x[0].exp(), panel, 9, weight, preferred, method, max_elements=max_elements
+            )
+            return (values * torch.arange(1, 10)).sum()
+
+        results.append(
+            (total(x), torch.autograd.functional.jacobian(total, x), torch.autograd.functional.hessian(total, x))
+        )
+    for other in results[1:]:
+        for found, expected in zip(other, results[0], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    assert results[0][2].abs().min() > 1e-3

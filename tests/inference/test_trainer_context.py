@@ -97,7 +97,7 @@ def test_groups_are_learned_and_resume(make, tmp_path):
     effects = whole.guide.median()["effect"]
     assert effects.shape == (3,)
     assert effects.unique().numel() == 3  # groups with different data have moved apart
-    assert float(whole.strength.scale) != pytest.approx(0.5, abs=1e-6)
+    assert whole.strength.scale.item() != pytest.approx(0.5, abs=1e-6)
     again = make(strength(), folder="again")
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     torch.testing.assert_close(again.guide.median()["effect"], effects, rtol=0, atol=0)

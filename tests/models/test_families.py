@@ -97,3 +97,9 @@ class TestZeroInflatedGroup(StrengthModelTests):
 
     def make_context(self):
         return torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+def test_a_quantile_at_an_atom_inside_of_a_mixture_of_mixtures():
+    strength = OpposedStrength(ZeroInflatedStrength(GammaStrength(0.2, 0.5), 0.5), 0.1)
+    assert strength.quantile(0.3).item() == 0.0
+    assert strength.quantile(0.02).item() < 0 < strength.quantile(0.9).item()
