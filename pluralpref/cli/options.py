@@ -86,7 +86,7 @@ def _from_yaml(path: Path) -> list[str]:
         raise ConfigError(f"--config {path}: expected lines of the form option: value")
     arguments: list[str] = []
     for name, value in values.items():
-        if value is None:
+        if value is None or value == []:  # what argparse has no words for
             continue
         items = value if isinstance(value, list) else [value]
         arguments += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in items)]

@@ -11,10 +11,10 @@ import yaml
 
 from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.scoring import write_scored
+from pluralpref.cli.strength_options import StrengthOptions, build_strength
 from pluralpref.data import load_preferences, tokenize_preferences
 from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
-from pluralpref.models import FAMILIES, make_strength
 
 CONFIG_NAME = "config.yaml"
 
@@ -25,11 +25,6 @@ class TrainOptions:
 
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split of held-out pairs."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "A data set of held-out pairs of its own."})
-    strength: str = field(default="lognormal", metadata={"help": f"Family of beta: {', '.join(FAMILIES)}."})
-    beta: float = field(default=0.1, metadata={"help": "Mean of beta at the start (its value, where fixed)."})
-    strength_cv: float | None = field(
-        default=None, metadata={"help": "Coefficient of variation of beta at the start (0.5)."}
-    )
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The reference; default: the policy as loaded."}
     )
@@ -41,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     Writes to ``--output_dir``: ``config.yaml``, ``checkpoint-*``, ``metrics.jsonl``, ``rows.json``, ``policy/``,
     ``strength/`` and, with held-out pairs, ``margins.parquet``.
     """
-    kinds = (DataOptions, ModelOptions, TrainOptions, MixDPOConfig)
-    data, model_options, options, config = parse("train", kinds, argv, main.__doc__ or "")
+    kinds = (DataOptions, ModelOptions, TrainOptions, StrengthOptions, MixDPOConfig)
+    data, model_options, options, strength_options, config = parse("train", kinds, argv, main.__doc__ or "")
     source = need(data.dataset_name, "dataset_name")
     run = Path(need(config.output_dir, "output_dir"))
     resume = _resume(config.resume_from_checkpoint)
@@ -50,7 +45,6 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--output_dir {run} holds another run: choose another folder, or go on with --resume_from_checkpoint True"
         )
-    strength = make_strength(options.strength, options.beta, options.strength_cv)
     train_pairs = load_preferences(source, split=data.dataset_train_split, name=data.dataset_config)
     held_out = None
     if options.eval_dataset_name is not None:
@@ -59,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         held_out = load_preferences(source, split=options.dataset_test_split, name=data.dataset_config)
     if held_out is None and config.eval_strategy != "no":
         raise ConfigError("eval_strategy needs held-out pairs: give --dataset_test_split or --eval_dataset_name")
+    strength = build_strength(strength_options, [pairs for pairs in (train_pairs, held_out) if pairs is not None])
     tokenizer, model = load_tokenizer(model_options), load_model(model_options)
     reference = None
     if options.ref_model_name_or_path is not None:
@@ -93,7 +88,13 @@ def main(argv: Sequence[str]) -> int:
     trainer.row_reports.update({"train": reports["train"]})
     run.mkdir(parents=True, exist_ok=True)
     if resume is None:
-        settings = {**asdict(data), **asdict(model_options), **asdict(options), **_changed(config)}
+        settings = {
+            **asdict(data),
+            **asdict(model_options),
+            **asdict(options),
+            **asdict(strength_options),
+            **_changed(config),
+        }
         (run / CONFIG_NAME).write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
     (run / "rows.json").write_text(json.dumps({k: r.to_dict() for k, r in reports.items()}, indent=2) + "\n")
     result = trainer.train(resume_from_checkpoint=resume)
@@ -129,7 +130,7 @@ def _changed(config: MixDPOConfig) -> dict[str, object]:
         value = getattr(config, option.name)
         default = option.default if option.default_factory is MISSING else option.default_factory()
         wanted = option.name in ("output_dir", "seed") or value != default
-        if option.init and wanted and isinstance(value, str | int | float | list):
+        if option.init and wanted and isinstance(value, str | int | float | list) and value != []:
             # Enumerations are strings of their own kind, which YAML would write as Python objects.
             settings[option.name] = str(getattr(value, "value", value)) if isinstance(value, str) else value
     return settings

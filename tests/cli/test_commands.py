@@ -65,6 +65,40 @@ def test_train_margins_posterior_report(workplace, capsys):
     assert "beta_cv" in html
 
 
+def test_train_with_groups_and_covariates(workplace, capsys):
+    for name in ("train", "held_out"):
+        path = workplace / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row["country"], row["difficulty"] = ("north", "south")[i % 2], i % 5 - 2
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = ["--strength", "group", "--strength_columns", "country", "--strength_of", "gamma", "--beta", "0.2"]
+    assert main(train_arguments(workplace, *groups)) == 0
+    strength = StrengthModel.from_pretrained(workplace / "run" / "strength")
+    assert strength.groups == ("north", "south")
+    assert type(strength.strength).__name__ == "GammaStrength"
+    assert yaml.safe_load((workplace / "run" / "config.yaml").read_text())["strength_columns"] == ["country"]
+    assert main(train_arguments(workplace, *groups, "--resume_from_checkpoint", "True")) == 0
+    # The run's own file of options starts the same run.
+    again = ["train", "--config", str(workplace / "run" / "config.yaml"), "--output_dir", str(workplace / "again")]
+    assert main(again) == 0
+    repeated = StrengthModel.from_pretrained(workplace / "again" / "strength")
+    assert repeated.state_dict() == strength.state_dict()
+    capsys.readouterr()
+    covariate = ["--strength", "covariate", "--strength_columns", "difficulty", "--strength_hidden", "2"]
+    assert main(train_arguments(workplace, *covariate, "--output_dir", str(workplace / "other"))) == 0
+    assert "CovariateStrength" in capsys.readouterr().out
+    for options, message in (
+        (["--strength", "group"], "--strength group needs --strength_columns"),
+        (["--strength_of", "gamma"], "--strength_of has no effect on --strength lognormal"),
+        (["--strength", "group", "--strength_columns", "income"], "--strength_columns income: no such column"),
+        (["--strength", "group", "--strength_columns", "country", "difficulty"], "takes one column"),
+        (["--strength", "group", "--strength_columns", "country", "--strength_hidden", "2"], "has no effect"),
+    ):
+        assert main(train_arguments(workplace, *options, "--output_dir", str(workplace / "refused"))) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_folder_with_another_run_is_refused_and_resume_goes_on(workplace, capsys):
     assert main(train_arguments(workplace)) == 0
     assert main(train_arguments(workplace)) == 2

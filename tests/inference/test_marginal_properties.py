@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluralpref.distributions import MixtureGeneral
 from pluralpref.inference.marginal import log_marginal
 
 settings.register_profile("marginal", max_examples=60, deadline=None)
@@ -24,7 +25,21 @@ def tensor(x):
 @st.composite
 def laws(draw):
     """(a function of a factor c that gives the law of c beta, the law's own mean)."""
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(["gamma", "lognormal", "weibull", "classes", "zero-inflated"]))
+    if kind == "weibull":  # by the general rule
+        k, scale = 10 ** draw(st.floats(-0.2, 1)), 10 ** draw(st.floats(-2, 2))
+        return lambda c: dist.Weibull(tensor(scale * c), tensor(k))
+    if kind == "classes":
+        values = [10**x for x in draw(st.lists(st.floats(-4, 4), min_size=2, max_size=4))]
+        shares = dist.Categorical(logits=tensor([float(i) for i in range(len(values))]))
+        return lambda c: dist.MixtureSameFamily(shares, dist.Delta(tensor(values) * c))
+    if kind == "zero-inflated":
+        m, s, share = draw(st.floats(-5, 5)), 10 ** draw(st.floats(-2, 0.6)), draw(st.floats(0.01, 0.9))
+        return lambda c: MixtureGeneral(
+            dist.Categorical(tensor([share, 1 - share])),
+            [dist.Delta(tensor(0.0)), dist.LogNormal(tensor(m + math.log(c)), tensor(s))],
+        )
+    if kind == "gamma":
         a, b = 10 ** draw(st.floats(-2, 4)), 10 ** draw(st.floats(-4, 4))
         return lambda c: dist.Gamma(tensor(a), tensor(b / c))
     m, s = draw(st.floats(-5, 5)), 10 ** draw(st.floats(-2, 0.6))
