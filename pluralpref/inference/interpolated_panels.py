@@ -95,6 +95,11 @@ class InterpolatedPanels:
         self._steepest = steepest
         self._heaviest = heaviest
 
+    @property
+    def steepest(self) -> float:
+        """The largest sum of w |h| over one person's choices."""
+        return self._steepest
+
     def opposed(self) -> InterpolatedPanels:
         """The same people with every choice turned round: what -beta makes of their choices."""
         return InterpolatedPanels(

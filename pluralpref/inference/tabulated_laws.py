@@ -92,5 +92,5 @@ def _density(table: InterpolatedPanels, law: Distribution) -> Tensor:
         value = likelihood(strength, people)
         return torch.cat([value, torch.zeros_like(value[:, :1])], 1)
 
-    rule = make_rule(law, tests, Quadrature(_TOLERANCE))
+    rule = make_rule(law, tests, Quadrature(_TOLERANCE), table.steepest)
     return rule.log_average(likelihood(rule.strength)).reshape(-1)

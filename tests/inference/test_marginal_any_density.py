@@ -230,17 +230,50 @@ def test_extreme_margins_have_finite_values_and_gradients(family, dtype):
     assert limits.tolist() == [0.0, -math.inf]
 
 
-def test_a_signed_law_at_huge_margins_says_that_it_is_a_step():
-    with pytest.warns(NumericsWarning, match="jumps or kinks"):
-        value = log_marginal(dist.Normal(t(0.8), t(1.7)), t(-1e30))
-    negative = 0.5 * math.erfc(0.8 / 1.7 / math.sqrt(2))
-    assert float(value.exp()) == pytest.approx(negative, rel=5e-3)
+@pytest.mark.parametrize("margin", [60.0, 1e8, 1e30])
+@pytest.mark.parametrize(
+    ("law", "negative"),
+    [
+        (dist.Normal(t(0.8), t(1.7)), 0.5 * math.erfc(0.8 / 1.7 / math.sqrt(2))),
+        (dist.Normal(t(0.0), t(2.0)), 0.5),
+        (dist.Cauchy(t(0.3), t(0.2)), 0.5 - math.atan(1.5) / math.pi),
+    ],
+    ids=["normal", "centred normal", "cauchy"],
+)
+def test_a_signed_law_at_large_margins_is_a_step(law, negative, margin):
+    # P(h) = P(beta > 0) + O(1/h): where h is the largest margin, the sigmoid is as good as a step.
+    value = log_marginal(law, t(-margin, margin)).exp()
+    slack = 0.5 / margin + 1e-12
+    assert abs(float(value[0]) - negative) < slack
+    assert abs(float(value.sum()) - 1) < 1e-13
+
+
+@pytest.mark.parametrize("df", [1.5, 3.0, 6.0])
+def test_tails_like_a_power_on_both_sides(df):
+    law = dist.StudentT(t(df), t(0.3), t(0.2))
+    margins = (-60.0, -1.0, 0.05, 8.0)
+    found = log_marginal(law, t(*margins))
+    with mpmath.workdps(25):
+        for h, value in zip(margins, found.tolist(), strict=True):
+            constant = mpmath.gamma((df + 1) / 2) / (
+                mpmath.gamma(df / 2) * mpmath.sqrt(df * mpmath.pi) * mpmath.mpf(0.2)
+            )
+
+            def integrand(x, h=h, constant=constant):
+                density = constant * (1 + ((x - mpmath.mpf(0.3)) / mpmath.mpf(0.2)) ** 2 / df) ** (-(df + 1) / 2)
+                return density / (1 + mpmath.exp(-x * h))
+
+            parts = [-mpmath.inf, -100, -3, -0.3, -0.05, 0, 0.05, 0.2, 0.3, 0.4, 1, 3, 100, mpmath.inf]
+            assert value == pytest.approx(float(mpmath.log(mpmath.quad(integrand, parts))), rel=1e-9)
 
 
 def test_too_few_nodes_are_said():
     law = dist.Weibull(t(0.8), t(0.3))
     with pytest.warns(NumericsWarning, match=r"Quadrature of Weibull stopped at max_nodes=32.*raise max_nodes"):
         log_marginal(law, MARGINS, Quadrature(max_nodes=32))
+    # A law that's narrow where the margins are absurd: the sampler of a posterior may come by, and must be told.
+    with pytest.warns(NumericsWarning, match="the value is of no use"):
+        log_marginal(dist.Normal(t(1e3), t(1e-3)), t(1e8))
 
 
 class HalfDensity(dist.HalfNormal):

@@ -1,7 +1,9 @@
 r"""Quadrature for any law with a density: what a family gets that nobody has written numerics for.
 
 The law's support decides the coordinate: :math:`\beta = T(x)` with the bijection that :func:`torch.distributions.biject_to`
-gives, so x = log beta for positive laws, a logit for bounded ones, beta itself for signed ones. The trapezoidal rule in x
+gives, so x = log beta for positive laws, a logit for bounded ones. For laws on the whole line it is
+:math:`\beta = c \sinh x`, a logarithm on both sides, so that the step of :math:`\sigma(\beta h)` at 0 is resolved however
+large h is, and tails that fall like a power have an end. The trapezoidal rule in x
 converges geometrically for smooth densities (Trefethen and Weideman, SIAM Review 56, 2014). Its range is where the
 integrand isn't negligible for any of the pairs; the number of nodes is doubled until that changes nothing any more.
 Nodes are constants in the backward pass and serve all pairs.
@@ -39,6 +41,8 @@ _ZOOMS = 4
 _LARGEST_EXPONENT = 750.0
 #: The density must add up to 1 this closely, or it isn't one.
 _MASS_TOLERANCE = 1e-4
+#: A rule that misses more than this isn't only inexact.
+_LOST_MASS = 0.01
 
 #: The log-likelihood of units at beta (nodes, *law.batch_shape): (nodes, units..., *law.batch_shape).
 LogLikelihood = Callable[[Tensor], Tensor]
@@ -103,20 +107,54 @@ def _beside(nodes: Tensor, values: Tensor) -> Tensor:
     return nodes.reshape(nodes.shape[0], *(1,) * (values.dim() - nodes.dim()), *nodes.shape[1:])
 
 
-def make_rule(law: Distribution, tests: LogLikelihood, method: Quadrature) -> _Rule:
+class _Sinh(Transform):
+    """X -> c sinh(x)."""
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.scale * torch.sinh(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.asinh(y / self.scale)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        size = x.abs()
+        return math.log(self.scale / 2) + size + torch.log1p(torch.exp(-2 * size))
+
+
+def _coordinate(law: Distribution, drawn: Tensor, steepest: float) -> Transform:
+    """The map from the line to the law's support."""
+    transform = biject_to(_support(law))
+    if transform != identity_transform:
+        return transform
+    size = float(drawn.abs()[torch.isfinite(drawn)].double().quantile(0.5)) if drawn.numel() else 1.0
+    # Fine enough around 0 for both the law and the steepest sigmoid.
+    return _Sinh(min(size, 1 / max(steepest, 1e-300)) or 1.0)
+
+
+def make_rule(law: Distribution, tests: LogLikelihood, method: Quadrature, steepest: float) -> _Rule:
     """The nodes that integrate the law times each of the test likelihoods to the tolerance.
 
     Each law of a batch gets a range of its own; the number of nodes is that of the hardest.
 
     :param tests: the likelihoods of some units that stand for all.
+    :param steepest: the largest |h| among them.
     :raises UnsupportedError: if the density doesn't add up to 1 over its support.
     :warns NumericsWarning: if ``max_nodes`` aren't enough.
     """
-    transform = biject_to(_support(law))
     with torch.no_grad():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             drawn = law.sample(torch.Size([_SAMPLES]))
+        transform = _coordinate(law, drawn, steepest)
         # A density computed in float32 has no more digits than that.
         method = replace(method, tolerance=max(method.tolerance, 16 * torch.finfo(drawn.dtype).eps))
         left, right = _range(law, transform, drawn.to(working_dtype(drawn.device)), tests, method)
@@ -134,16 +172,19 @@ def make_rule(law: Distribution, tests: LogLikelihood, method: Quadrature) -> _R
             if error <= method.tolerance or count >= method.max_nodes:
                 break
             count = min(2 * count, method.max_nodes)
+    worst = math.exp(float(mass.reshape(-1)[mass.abs().argmax()]))
     if error > method.tolerance:
+        lost = (
+            f" It finds {worst:.2g} of the law's mass: the value is of no use." if abs(worst - 1) > _LOST_MASS else ""
+        )
         warnings.warn(
             f"Quadrature of {type(law).__name__} stopped at max_nodes={method.max_nodes} with an estimated error of "
             f"{error:.1e}, above the tolerance {method.tolerance:.1e}: raise max_nodes or the tolerance, or use "
-            "MonteCarlo. Densities with jumps or kinks inside their support converge slowly.",
+            f"MonteCarlo. Densities with jumps or kinks inside their support converge slowly.{lost}",
             NumericsWarning,
             stacklevel=4,
         )
     elif bool((mass.abs() > max(_MASS_TOLERANCE, 10 * method.tolerance)).any()):
-        worst = math.exp(float(mass.reshape(-1)[mass.abs().argmax()]))
         raise UnsupportedError(
             f"the density of {type(law).__name__} adds up to {worst:.4g} over its support instead "
             "of 1: check its log_prob and its support (all of its mass must lie inside)"
@@ -204,8 +245,8 @@ def _range(
         # Panels stand in the law's last dimension, which is 1 if they share it.
         return (below.amin(-1, keepdim=True) if below.shape != density.shape else below) < depth
 
-    # Beyond this exp(x) is 0 or infinite, and nothing changes any more; beta itself may be of any size.
-    limit = torch.full_like(left, math.inf if transform == identity_transform else _LARGEST_EXPONENT)
+    # Beyond this exp(x) is 0 or infinite, and nothing changes any more.
+    limit = torch.full_like(left, _LARGEST_EXPONENT)
     for _ in range(_WIDENINGS):
         inside = near(_grid(left, right, _COARSE))
         if not bool((inside[0] | inside[-1]).any()):
@@ -249,7 +290,7 @@ def _evaluate(law: Distribution, margins: Tensor, method: Quadrature, *, with_er
     tests = _test_margins(magnitude.detach(), len(law.batch_shape))
     signed = bool((biject_to(_support(law))(torch.tensor(-1e3, dtype=h.dtype)) < 0).any())
     tests = torch.cat([tests, -tests]) if signed else tests
-    rule = make_rule(law, lambda beta: logsigmoid(-beta.unsqueeze(1) * tests), method)
+    rule = make_rule(law, lambda beta: logsigmoid(-beta.unsqueeze(1) * tests), method, float(tests.max()))
     against, error = _integrate(rule, magnitude.expand(shape), with_error)
     other = error / torch.expm1(-against)
     if signed:
@@ -325,7 +366,8 @@ def _panel(law: Distribution, problem: PanelProblem, method: Quadrature) -> Tens
         # The law by itself, which is what a person without choices has, is within the range as well.
         return torch.stack([value, torch.zeros_like(value)], 1)
 
-    rule = make_rule(law, tests, method)
+    steepest = float(problem.margins.detach().abs().max()) if problem.margins.numel() else 1.0
+    rule = make_rule(law, tests, method, steepest)
     value = rule.log_average(likelihood(rule.strength)).expand(problem.shape)
     return value.to(promote(problem.margins.dtype, rule.law_dtype))
 
