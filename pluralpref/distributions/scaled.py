@@ -23,6 +23,8 @@ class Scaled(TransformedDistribution):
 
     def __init__(self, base: Distribution, factor: float | Tensor, *, validate_args: bool | None = None) -> None:
         self.factor = factor
+        #: X as it was given. ``base_dist`` has the batch shape of c X: as many copies of one law as there are factors.
+        self.unscaled = base
         super().__init__(base, [AffineTransform(0.0, factor)], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Scaled:

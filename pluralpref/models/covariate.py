@@ -118,4 +118,4 @@ class CovariateStrength(StrengthModel):
         if context is None:
             return law
         factor = self.log_factor(context).exp()
-        return Scaled(law.expand(factor.shape), factor)
+        return Scaled(law, factor)

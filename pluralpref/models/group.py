@@ -92,4 +92,4 @@ class GroupStrength(StrengthModel):
         if codes.is_floating_point() or bool(((codes < 0) | (codes >= len(self.groups))).any()):
             raise DataError(f"GroupStrength: the context must hold integer codes from 0 to {len(self.groups) - 1}")
         factor = torch.exp(scale.unsqueeze(-1) * effect)[..., codes]
-        return Scaled(law.expand(factor.shape), factor)
+        return Scaled(law, factor)

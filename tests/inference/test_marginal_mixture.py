@@ -154,6 +154,20 @@ def test_a_factor_moves_to_the_margin():
     assert available_methods(shifted)[0] == "quadrature"
 
 
+@pytest.mark.parametrize("base", [dist.Gamma(t(2.0), t(3.0)), dist.Weibull(t(0.5), t(1.5)), three_kinds()])
+def test_one_law_with_a_factor_for_each_pair(base):
+    factor = t(0.1, 1.0, 3.0, 10.0)
+    law, h = Scaled(base, factor), t(-1.0, 2.0, 0.5, -0.3)
+    assert law.batch_shape == (4,)
+    alone = torch.stack([log_marginal(Scaled(base, c), x) for c, x in zip(factor, h, strict=True)])
+    torch.testing.assert_close(log_marginal(law, h), alone, rtol=1e-9, atol=0)
+    panel = torch.tensor([0, 1, 2, 3])
+    torch.testing.assert_close(log_marginal_panel(law, h, panel, 4), alone, rtol=1e-9, atol=0)
+    draws = law.expand(torch.Size([2, 4]))
+    torch.testing.assert_close(log_marginal(draws, h), alone.expand(2, 4), rtol=1e-9, atol=0)
+    torch.testing.assert_close(log_marginal_panel(draws, h, panel, 4), alone.expand(2, 4), rtol=1e-9, atol=0)
+
+
 def test_monte_carlo_of_a_mixture_and_its_gradient_in_the_weights():
     torch.manual_seed(0)
     logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)

@@ -105,7 +105,8 @@ def _mixture_panel(law: Distribution, problem: PanelProblem, method: Method) -> 
 def _scaled(law: Any, margins: Tensor, method: Method) -> Tensor:
     factor: Any = factor_of(law)
     dtype = promote(margins.dtype, factor.dtype) if isinstance(factor, Tensor) else margins.dtype
-    return log_marginal(law.base_dist, margins.to(dtype) * factor, method)
+    base = getattr(law, "unscaled", law.base_dist)
+    return log_marginal(base, margins.to(dtype) * factor, method)
 
 
 def _scaled_panel(law: Any, problem: PanelProblem, method: Method) -> Tensor:
@@ -115,8 +116,9 @@ def _scaled_panel(law: Any, problem: PanelProblem, method: Method) -> Tensor:
     if each.numel() > 1:  # one for each panel
         factor = each.index_select(0, problem.panel)
     turned = replace(problem, margins=problem.margins.to(dtype) * factor)
-    function, chosen = resolve_method(law.base_dist, method, panel=True)
-    return function(law.base_dist, turned, chosen)
+    base = getattr(law, "unscaled", law.base_dist)
+    function, chosen = resolve_method(base, method, panel=True)
+    return function(base, turned, chosen).expand(problem.shape)
 
 
 def _parts_have(methods: Callable[[Distribution], tuple[str, ...]], *names: str) -> Condition:
