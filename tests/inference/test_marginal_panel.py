@@ -377,7 +377,7 @@ def test_derivatives_do_not_depend_on_the_memory_bound(build, method):
     weight, preferred = torch.rand(60, dtype=torch.float64), torch.rand(60, dtype=torch.float64)
     x = torch.tensor([0.2, 0.7], dtype=torch.float64)
     results = []
-    for max_elements in (2**24, 300, 7):
+    for max_elements in (2**24, 300, 60):
 
         def total(x, max_elements=max_elements):
             law = build(x[0], x[1])
