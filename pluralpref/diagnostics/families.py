@@ -75,7 +75,7 @@ def describe_family(name: str, strength: StrengthModel) -> FamilyFacts:
             error = float((log_marginal(law, margins) - truth).abs().max())
         sampling_error = None
         if "monte_carlo" in methods:
-            near = torch.cat([-magnitude, magnitude])[torch.tensor(2 * [m <= _LARGEST_SAMPLED for m in _MARGINS])]
+            near = margins[torch.tensor(2 * [m <= _LARGEST_SAMPLED for m in _MARGINS])]
             exact = log_marginal(law, near, "auto" if error is not None else MonteCarlo(100_000))
             runs = torch.stack([log_marginal(law, near, MonteCarlo(16)) for _ in range(_REPLICATES)])
             sampling_error = float(torch.expm1(runs - exact).square().mean(0).sqrt().max())

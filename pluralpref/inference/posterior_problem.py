@@ -20,15 +20,13 @@ from pluralpref.inference.marginal import MonteCarlo, Quadrature, available_meth
 from pluralpref.inference.marginal.dispatch import Method, available_panel_methods, unwrap_law
 from pluralpref.inference.marginal.quadrature import has_log_family
 from pluralpref.inference.mixed_logit import MixedLogit
-from pluralpref.inference.tabulated_laws import can_tabulate, tabulated_log_marginal
+from pluralpref.inference.tabulated_laws import GENERAL_TOLERANCE, can_tabulate, tabulated_log_marginal
 from pluralpref.models import StrengthModel
 
 #: Draws of beta for each pair or annotator where a family can only be integrated by Monte Carlo.
 MONTE_CARLO_DRAWS = 256
 #: Draws for the moments of a family that doesn't know its own.
 _MOMENT_DRAWS = 4096
-#: Relative error of a probability by the general rule, for families that have none of their own.
-_GENERAL_TOLERANCE = 1e-7
 _COMMON_SEED = 20_260_106
 #: Elements (draws times pairs) that one vectorised evaluation may have; keeps its memory in the tens of megabytes.
 _CHUNK_ELEMENTS = 400_000
@@ -85,7 +83,7 @@ class PosteriorProblem:
         #: How beta is integrated out, for the record.
         self.marginal_name = methods[0]
         if methods[0] == "quadrature" and not has_log_family(unwrap_law(law)):
-            self.method = Quadrature(tolerance=_GENERAL_TOLERANCE)
+            self.method = Quadrature(tolerance=GENERAL_TOLERANCE)
         if methods[0] == "monte_carlo":
             self.method = MonteCarlo(MONTE_CARLO_DRAWS)
             self.marginal_name = f"monte_carlo, {MONTE_CARLO_DRAWS} common random draws"

@@ -24,7 +24,7 @@ from pluralpref.inference.marginal.mixture import mixed
 from pluralpref.inference.marginal.quadrature import has_log_family
 
 #: Relative error of a probability by the general rule: far below a sampler's own error.
-_TOLERANCE = 1e-7
+GENERAL_TOLERANCE = 1e-7
 #: People by whose likelihoods the rule's range and nodes are chosen, from the most to the least agreeing.
 _TESTS = 6
 
@@ -92,5 +92,5 @@ def _density(table: InterpolatedPanels, law: Distribution) -> Tensor:
         value = likelihood(strength, people)
         return torch.cat([value, torch.zeros_like(value[:, :1])], 1)
 
-    rule = make_rule(law, tests, Quadrature(_TOLERANCE), table.steepest)
+    rule = make_rule(law, tests, Quadrature(GENERAL_TOLERANCE), table.steepest)
     return rule.log_average(likelihood(rule.strength)).reshape(-1)

@@ -6,8 +6,8 @@ from typing import Any
 
 from pyro.distributions import Distribution, Gamma
 from torch import Tensor
+from torch.distributions import constraints
 
-from pluralpref.models.moments import choose_parameters
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -39,13 +39,8 @@ class GammaStrength(StrengthModel):
 
     def __init__(self, mean: Any = None, cv: Any = None, *, concentration: Any = None, rate: Any = None) -> None:
         super().__init__()
-        self.by_moments = choose_parameters(type(self).__name__, mean, cv, concentration=concentration, rate=rate)
-        if self.by_moments:
-            self._declare("beta_mean", 0.1 if mean is None else mean)
-            self._declare("beta_cv", 0.5 if cv is None else cv)
-        else:
-            self._declare("concentration", concentration)
-            self._declare("rate", rate)
+        own = {"concentration": (concentration, constraints.positive), "rate": (rate, constraints.positive)}
+        self.by_moments = self._declare_moments_or_own(mean, cv, own)
 
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pyro.distributions.Gamma` with batch shape ``()``."""

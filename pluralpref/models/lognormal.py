@@ -8,7 +8,6 @@ from pyro.distributions import Distribution, LogNormal
 from torch import Tensor
 from torch.distributions import constraints
 
-from pluralpref.models.moments import choose_parameters
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -36,13 +35,8 @@ class LogNormalStrength(StrengthModel):
 
     def __init__(self, mean: Any = None, cv: Any = None, *, loc: Any = None, scale: Any = None) -> None:
         super().__init__()
-        self.by_moments = choose_parameters(type(self).__name__, mean, cv, loc=loc, scale=scale)
-        if self.by_moments:
-            self._declare("beta_mean", 0.1 if mean is None else mean)
-            self._declare("beta_cv", 0.5 if cv is None else cv)
-        else:
-            self._declare("loc", loc, constraints.real)
-            self._declare("scale", scale)
+        own = {"loc": (loc, constraints.real), "scale": (scale, constraints.positive)}
+        self.by_moments = self._declare_moments_or_own(mean, cv, own)
 
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pyro.distributions.LogNormal` with batch shape ``()``."""

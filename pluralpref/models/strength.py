@@ -16,6 +16,7 @@ from torch.distributions import transform_to
 from torch.distributions.utils import broadcast_all
 
 from pluralpref.errors import ConfigError, UnsupportedError
+from pluralpref.models.moments import choose_parameters
 from pluralpref.models.quantiles import quantile
 from pluralpref.models.serialization import PretrainedStrength, describe_arguments
 
@@ -268,6 +269,24 @@ class StrengthModel(PretrainedStrength, PyroModule):
             setattr(self, name, PyroSample(value))
             return
         setattr(self, name, PyroParam(as_number(name, value, constraint), constraint))
+
+    def _declare_moments_or_own(
+        self, mean: Any, cv: Any, own: Mapping[str, tuple[Any, constraints.Constraint]]
+    ) -> bool:
+        """Declare ``beta_mean`` and ``beta_cv``, or the family's own parameters where those are given.
+
+        :param own: (value, constraint) by name; a value of ``None`` means not given.
+        :returns: ``True`` for moments.
+        :raises ConfigError: as :func:`~pluralpref.models.moments.choose_parameters`.
+        """
+        values = {name: value for name, (value, _) in own.items()}
+        if choose_parameters(type(self).__name__, mean, cv, **values):
+            self._declare("beta_mean", 0.1 if mean is None else mean)
+            self._declare("beta_cv", 0.5 if cv is None else cv)
+            return True
+        for name, (value, constraint) in own.items():
+            self._declare(name, value, constraint)
+        return False
 
     def extra_repr(self) -> str:
         """The learned values and the priors, as the family's constructor names them."""

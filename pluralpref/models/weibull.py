@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pyro.distributions import Distribution, Weibull
 from torch import Tensor
+from torch.distributions import constraints
 from torch.special import zeta
 
 from pluralpref.models.inversion import invert
-from pluralpref.models.moments import choose_parameters
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
@@ -43,13 +43,8 @@ class WeibullStrength(StrengthModel):
 
     def __init__(self, mean: Any = None, cv: Any = None, *, concentration: Any = None, scale: Any = None) -> None:
         super().__init__()
-        self.by_moments = choose_parameters(type(self).__name__, mean, cv, concentration=concentration, scale=scale)
-        if self.by_moments:
-            self._declare("beta_mean", 0.1 if mean is None else mean)
-            self._declare("beta_cv", 0.5 if cv is None else cv)
-        else:
-            self._declare("concentration", concentration)
-            self._declare("scale", scale)
+        own = {"concentration": (concentration, constraints.positive), "scale": (scale, constraints.positive)}
+        self.by_moments = self._declare_moments_or_own(mean, cv, own)
 
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pyro.distributions.Weibull` with batch shape ``()``."""

@@ -184,26 +184,22 @@ def test_a_family_without_quantiles_says_so():
 
 def test_trainer_option(pairs, tiny_llama, tiny_tokenizer, tmp_path):
     common = {"max_steps": 1, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
-    config = MixDPOConfig(str(tmp_path), num_samples=8, sampling_design="stratified", **common)
-    trainer = MixDPOTrainer(
-        tiny_llama(0),
-        strength=LogNormalStrength(),
-        args=config,
-        train_dataset=pairs(8),
-        processing_class=tiny_tokenizer,
-    )
-    assert trainer.objective.method == MonteCarlo(8, "stratified")
-    trainer.train()
-    config = MixDPOConfig(str(tmp_path), num_samples=8, bias_correction=True, shared_draws=True, draws_seed=3, **common)
-    trainer = MixDPOTrainer(
-        tiny_llama(0),
-        strength=LogNormalStrength(),
-        args=config,
-        train_dataset=pairs(8),
-        processing_class=tiny_tokenizer,
-    )
-    assert trainer.objective.method == MonteCarlo(8, shared=True, seed=3, bias_correction=True)
-    trainer.train()
+    for options, method in (
+        ({"sampling_design": "stratified"}, MonteCarlo(8, "stratified")),
+        (
+            {"bias_correction": True, "shared_draws": True, "draws_seed": 3},
+            MonteCarlo(8, shared=True, seed=3, bias_correction=True),
+        ),
+    ):
+        trainer = MixDPOTrainer(
+            tiny_llama(0),
+            strength=LogNormalStrength(),
+            args=MixDPOConfig(str(tmp_path), num_samples=8, **options, **common),
+            train_dataset=pairs(8),
+            processing_class=tiny_tokenizer,
+        )
+        assert trainer.objective.method == method
+        trainer.train()
     for options, message in (
         ({"sampling_design": "stratified"}, "has no effect without num_samples"),
         ({"bias_correction": True}, "bias_correction=True has no effect without num_samples"),

@@ -61,27 +61,14 @@ def _mixed_pairs(count):
 
 
 @pytest.fixture
-def make(tiny_llama, tiny_tokenizer, tmp_path):
+def make(tiny_llama, tiny_tokenizer, short_training):
     """Trainers of the same small model; options go to the config."""
 
     def build(strength=None, *, data=None, eval_data=None, policy=None, trainer=None, **options):
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "strength_learning_rate": 0.05,
-            "max_steps": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
         return MixDPOTrainer(
             tiny_llama(0) if policy is None else policy,
             strength=strength,
-            args=MixDPOConfig(**{**defaults, **options}),
+            args=MixDPOConfig(**{**short_training, **options}),
             train_dataset=_pairs() if data is None else data,
             eval_dataset=eval_data,
             processing_class=tiny_tokenizer,

@@ -37,25 +37,12 @@ def rows(count=16, **changes):
 
 
 @pytest.fixture
-def make(tiny_llama, tiny_tokenizer, tmp_path):
+def make(tiny_llama, tiny_tokenizer, short_training, tmp_path):
     def build(strength, data=None, folder="run", **options):
-        settings = {
-            "output_dir": str(tmp_path / folder),
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "strength_learning_rate": 0.05,
-            "max_steps": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
         return MixDPOTrainer(
             tiny_llama(0),
             strength=strength,
-            args=MixDPOConfig(**{**settings, **options}),
+            args=MixDPOConfig(**{**short_training, "output_dir": str(tmp_path / folder), **options}),
             train_dataset=rows() if data is None else data,
             processing_class=tiny_tokenizer,
         )

@@ -29,7 +29,7 @@ from pluralpref.distributions import MixtureGeneral
 from pluralpref.errors import NumericsWarning, UnsupportedError
 from pluralpref.inference.marginal.dispatch import Quadrature, register_marginal, register_panel_marginal
 from pluralpref.inference.marginal.panel import PanelProblem
-from pluralpref.inference.marginal.safe_math import absolute, log1mexp, promote, working_dtype
+from pluralpref.inference.marginal.safe_math import absolute, complete, log1mexp, promote, working_dtype
 
 _SEED = 20_140_801
 _SAMPLES = 64
@@ -296,10 +296,7 @@ def _evaluate(law: Distribution, margins: Tensor, method: Quadrature, *, with_er
     if signed:
         # Either side may be the improbable one, and that is the one to be integrated.
         towards, other = _integrate(rule, -magnitude.expand(shape), with_error)
-        unlikely = against < towards
-        complement = log1mexp(torch.where(unlikely, against, towards))
-        winning = torch.where(unlikely, complement, towards)
-        against = torch.where(unlikely, against, complement)
+        against, winning = complete(against, towards)
     else:
         winning = log1mexp(against)
     wins = (h >= 0).expand(shape)

@@ -36,7 +36,7 @@ from pluralpref.inference.marginal.dispatch import (
     resolve_method,
 )
 from pluralpref.inference.marginal.panel import PanelProblem
-from pluralpref.inference.marginal.safe_math import absolute, log1mexp, promote, working_dtype
+from pluralpref.inference.marginal.safe_math import absolute, complete, log1mexp, promote, working_dtype
 
 _LOG_HALF = -math.log(2.0)
 
@@ -73,10 +73,7 @@ def _mixture(law: Distribution, margins: Tensor, method: Method) -> Tensor:
     magnitude = absolute(h)
     against = side(-magnitude)
     if bool((against.detach() > _LOG_HALF + 1e-12).any()):  # more people hold the opposite preference
-        towards = side(magnitude)
-        unlikely = against < towards
-        complement = log1mexp(torch.where(unlikely, against, towards))
-        winning, against = torch.where(unlikely, complement, towards), torch.where(unlikely, against, complement)
+        against, winning = complete(against, side(magnitude))
     else:
         winning = log1mexp(against)
     return torch.where((h >= 0).expand(against.shape), winning, against).to(dtype)

@@ -30,6 +30,20 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(at_zero, torch.full_like(x, -math.inf), value)
 
 
+def complete(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Logs of two probabilities that add up to 1, with the larger taken from the smaller.
+
+    A probability computed near 1 doesn't tell how far from 1 it is; the other one does.
+
+    :param one: any shape, nats, each exact in relative terms where it's the smaller.
+    :param other: the same for the other probability.
+    :returns: (one, other), each exact in relative terms.
+    """
+    smaller = one < other
+    complement = log1mexp(torch.where(smaller, one, other))
+    return torch.where(smaller, one, complement), torch.where(smaller, complement, other)
+
+
 def absolute(x: Tensor) -> Tensor:
     """|x| whose derivative at 0 is 1 instead of 0.
 

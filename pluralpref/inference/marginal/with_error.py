@@ -20,6 +20,7 @@ from pluralpref.inference.marginal.dispatch import (
     log_marginal,
     unwrap_law,
 )
+from pluralpref.inference.marginal.mixture import mixed
 from pluralpref.inference.marginal.quadrature import has_log_family, quadrature_with_error
 from pluralpref.inference.marginal.safe_math import log1mexp, promote, working_dtype
 
@@ -97,7 +98,7 @@ def _of_mixture(
     sides = []
     for x in (h, -h):
         results = [_by_quadrature(c, x, method) for c in components]
-        value = torch.logsumexp(torch.stack([w + v for w, (v, _) in zip(weights, results, strict=True)]), 0)
+        value = mixed(weights, [v for v, _ in results])
         with torch.no_grad():
             shares = [torch.exp(w + v - value) * e for w, (v, e) in zip(weights, results, strict=True)]
             sides.append((value, torch.stack(shares).sum(0)))
