@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,8 +29,12 @@ def describe_arguments(prior: torch.distributions.Distribution) -> str:
         spec = _encode("prior", prior)
     except ConfigError:  # not one of the distributions that can be written as a line
         return repr(prior)
-    values = ", ".join(f"{name}={value:.4g}" for name, value in spec["arguments"].items())
+    values = ", ".join(f"{name}={_short(value)}" for name, value in spec["arguments"].items())
     return f"{spec['distribution']}({values})"
+
+
+def _short(value: Any) -> str:
+    return "[" + ", ".join(map(_short, value)) + "]" if isinstance(value, list) else f"{value:.4g}"
 
 
 class PretrainedStrength(torch.nn.Module):
@@ -150,22 +155,38 @@ def _encode(name: str, value: Any) -> Any:
         return [_encode(name, item) for item in value]
     if isinstance(value, PretrainedStrength):
         return {"strength": value.configuration()}
-    if isinstance(value, torch.distributions.Distribution):
-        arguments = {key: getattr(value, key) for key in value.arg_constraints if hasattr(value, key)}
-        if arguments and all(torch.as_tensor(v).numel() == 1 for v in arguments.values()):
-            return {
-                "distribution": type(value).__name__,
-                "arguments": {key: float(torch.as_tensor(v)) for key, v in arguments.items()},
-            }
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {"mapping": {key: _encode(f"{name}[{key!r}]", item) for key, item in value.items()}}
+    if isinstance(value, torch.distributions.Distribution) and (spec := _encode_distribution(value)) is not None:
+        return spec
     raise ConfigError(
         f"{name}={value!r} can't be saved as JSON: construct the strength model from numbers, strings, "
-        "scalar Pyro distributions, or other strength models"
+        "Pyro distributions of numbers or of independent ones, or other strength models"
     )
+
+
+def _encode_distribution(value: torch.distributions.Distribution) -> dict[str, Any] | None:
+    """Class and arguments; ``None`` if they don't say it all."""
+    event_dims, law = 0, value
+    while isinstance(law, torch.distributions.Independent):
+        event_dims, law = event_dims + law.reinterpreted_batch_ndims, law.base_dist
+    arguments = {key: torch.as_tensor(getattr(law, key)) for key in law.arg_constraints if hasattr(law, key)}
+    single = all(argument.numel() == 1 for argument in arguments.values())
+    # Laws over vectors by themselves may have several names for one argument, as a covariance matrix has.
+    if not arguments or law.event_shape or (not single and event_dims == 0):
+        return None
+    spec: dict[str, Any] = {
+        "distribution": type(law).__name__,
+        "arguments": {key: a.item() if event_dims == 0 else a.tolist() for key, a in arguments.items()},
+    }
+    return {**spec, "event_dims": event_dims} if event_dims else spec
 
 
 def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(item) for item in value]
+    if isinstance(value, dict) and "mapping" in value:
+        return {key: _decode(item) for key, item in value["mapping"].items()}
     if isinstance(value, dict) and "strength" in value:
         part = value["strength"]
         family = _registered(part)
@@ -180,5 +201,6 @@ def _decode(value: Any) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
             raise DataError(f"{value['distribution']!r} is no Pyro distribution")
         build: Any = kind
-        return build(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})
+        law = build(**{key: torch.tensor(v, dtype=torch.float64) for key, v in value["arguments"].items()})
+        return law.to_event(value["event_dims"]) if "event_dims" in value else law
     return value
