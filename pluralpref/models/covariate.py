@@ -7,20 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import Distribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pluralpref.distributions import Scaled
 from pluralpref.errors import ConfigError, DataError
-from pluralpref.models.lognormal import LogNormalStrength
-from pluralpref.models.mixture import part_of
+from pluralpref.models.contextual import ContextualStrength, for_pairs
 from pluralpref.models.serialization import register_family
 from pluralpref.models.strength import StrengthModel
 
 
 @register_family
-class CovariateStrength(StrengthModel):
+class CovariateStrength(ContextualStrength):
     r"""The log-mean of :math:`\beta` is a function of features :math:`x` of the pair or the person.
 
     .. math:: \beta = e^{f(x)}\, b, \qquad b \sim \text{strength}, \qquad f(x) = w^\top x \ \text{ or } \
@@ -29,12 +26,16 @@ class CovariateStrength(StrengthModel):
     linear, or a small network (``hidden`` units). In both, f(0) = 0: with standardised features, ``strength`` is the law
     of the average pair, and the law without a context. The coefficient of variation is the same for all.
 
-    f starts at 0. Its parameters are learned together with those of ``strength`` (whose names follow ``strength.``).
+    f starts at 0. Its parameters are learned together with those of ``strength`` (whose names follow ``strength.``):
+    ``weight`` w, (features,), or v, (units,); of a network also ``inner`` W, (units, features), and ``offset`` c, (units,).
+
+    The context is (pairs, features); where ``strength`` reads columns itself, the tuple of that and the context of
+    ``strength``.
 
     :param features: the names of the columns, or their number.
-    :param strength: the law of b, default ``LogNormalStrength()``.
+    :param strength: the law of b, default ``LogNormalStrength()``. It may read other columns, as :class:`GroupStrength`.
     :param hidden: units of the network; default: linear.
-    :raises ConfigError: for no features, or fewer than one unit.
+    :raises ConfigError: for no features, fewer than one unit, or a column that ``strength`` reads as well.
 
     Reference: W. Greene, D. Hensher and J. Rose, "Accounting for heterogeneity in the variance of unobserved effects in
     mixed logit models", Transportation Research B 40 (2006).
@@ -55,10 +56,7 @@ class CovariateStrength(StrengthModel):
             )
         if hidden is not None and hidden < 1:
             raise ConfigError(f"CovariateStrength: hidden={hidden} must be at least 1, or None for a linear function")
-        self.own_context_columns = tuple(names)
-        self.strength = self._without_context(
-            LogNormalStrength() if strength is None else part_of(type(self).__name__, strength)
-        )
+        self._take_part(names, strength)
         count, width = len(names), len(names) if hidden is None else hidden
         self.hidden = hidden
         if hidden is not None:
@@ -70,33 +68,33 @@ class CovariateStrength(StrengthModel):
             self._declare("offset", offset, constraints.real)
         self._declare("weight", torch.zeros(width), constraints.real)
 
-    def own_context(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
+    def own_parameter_coords(self) -> dict[str, dict[str, list[str]]]:
+        """The features' names; a network's units by number."""
+        features = {"feature": list(self.own_context_columns)}
+        if self.hidden is None:
+            return {"weight": features}
+        units = {"unit": [str(unit) for unit in range(self.hidden)]}
+        return {"inner": {**units, **features}, "offset": units, "weight": units}
+
+    def own_part(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
         """The features of a batch from its columns, (pairs, features).
 
         :raises DataError: naming the column and the first row, if a value isn't a finite number.
         """
         values: list[Tensor] = []
-        for name in self.own_context_columns:
-            if name not in columns:
-                raise DataError(
-                    f"there is no column {name!r}, which CovariateStrength needs; there are {', '.join(columns)}"
-                )
+        for name, given in columns.items():
             try:
-                column = torch.as_tensor([float(v) for v in columns[name]], dtype=torch.float64)
+                column = torch.as_tensor([float(v) for v in given], dtype=torch.float64)
             except (TypeError, ValueError) as error:
                 raise DataError(f"column {name!r} must hold numbers, one for each pair: {error}") from error
             if not bool(torch.isfinite(column).all()):
                 row = int((~torch.isfinite(column)).nonzero()[0])
                 raise DataError(f"column {name!r}: row {row} of a batch is {column[row].item()}, not a finite number")
-            if values and len(column) != len(values[0]):
-                raise DataError(
-                    f"column {name!r} has {len(column)} values, but {self.own_context_columns[0]!r} has {len(values[0])}"
-                )
             values.append(column)
         return torch.stack(values, -1)
 
     def log_factor(self, context: Tensor) -> Tensor:
-        """f(x), shape (pairs,).
+        """f(x), shape (pairs,); with draws of the parameters, (draws, pairs).
 
         :param context: (pairs, features).
         :raises DataError: for another number of features.
@@ -107,15 +105,8 @@ class CovariateStrength(StrengthModel):
                 f"CovariateStrength needs a context of shape (pairs, {len(self.own_context_columns)}), one column for each "
                 f"of {', '.join(self.own_context_columns)}; got {found}"
             )
-        x = context.to(self.weight)
+        x = context.to(self.weight).reshape(-1, context.shape[-1])
         if self.hidden is not None:
-            x = torch.tanh(x @ self.inner.T + self.offset) - torch.tanh(self.offset)
-        return x @ self.weight
-
-    def forward(self, context: Any = None) -> Distribution:
-        """The law of b times exp(f(x)), batch shape (pairs,); without a context the law of b, for x = 0."""
-        law = self.strength()
-        if context is None:
-            return law
-        factor = self.log_factor(context).exp()
-        return Scaled(law, factor)
+            offset = self.offset.unsqueeze(-2)
+            x = torch.tanh(x @ self.inner.mT + offset) - torch.tanh(offset)
+        return for_pairs((x @ self.weight.unsqueeze(-1)).squeeze(-1), context.shape[:-1])

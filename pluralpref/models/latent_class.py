@@ -67,9 +67,15 @@ class LatentClassStrength(StrengthModel):
             raise ConfigError(
                 f"LatentClassStrength: shares={shares} must be {start.shape[0]} positive numbers that add up to 1"
             )
+        self.num_classes = start.shape[0]
         self._declare("lowest", start[0])
         self._declare("increase", start[1:] / start[:-1] - 1)
         self._declare("shares", weights, constraints.simplex)
+
+    def own_parameter_coords(self) -> dict[str, dict[str, list[str]]]:
+        """The classes by number, from 0 for the lowest; an increase has that of the class that it leads to."""
+        classes = [str(k) for k in range(self.num_classes)]
+        return {"increase": {"higher_class": classes[1:]}, "shares": {"class": classes}}
 
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pluralpref.distributions.MixtureGeneral` of K point masses, batch shape ``()``."""

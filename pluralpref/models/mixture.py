@@ -61,6 +61,10 @@ class MixtureStrength(StrengthModel):
             setattr(self, f"component_{k}", component)
         self._declare("shares", shares, constraints.simplex)
 
+    def own_parameter_coords(self) -> dict[str, dict[str, list[str]]]:
+        """The components by number, as in the names of their parameters."""
+        return {"shares": {"component": [str(k) for k in range(self.num_components)]}}
+
     def forward(self, context: Any = None) -> Distribution:
         """:class:`~pluralpref.distributions.MixtureGeneral` of the components' laws."""
         laws = [getattr(self, f"component_{k}")(context) for k in range(self.num_components)]

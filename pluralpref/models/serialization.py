@@ -34,7 +34,10 @@ def describe_arguments(prior: torch.distributions.Distribution) -> str:
 
 
 def _short(value: Any) -> str:
-    return "[" + ", ".join(map(_short, value)) + "]" if isinstance(value, list) else f"{value:.4g}"
+    if not isinstance(value, list):
+        return f"{value:.4g}"
+    shown = value if len(value) <= 6 else [*value[:3], None, *value[-2:]]
+    return "[" + ", ".join("…" if item is None else _short(item) for item in shown) + "]"
 
 
 class PretrainedStrength(torch.nn.Module):

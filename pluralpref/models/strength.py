@@ -93,11 +93,12 @@ class StrengthModel(PretrainedStrength, PyroModule):
         raise NotImplementedError(f"{type(self).__name__} has context columns but doesn't define own_context(columns)")
 
     def _context_source(self) -> StrengthModel:
-        sources = [m for m in self.modules() if isinstance(m, StrengthModel) and m.own_context_columns]
+        sources = ([self] if self.own_context_columns else []) + _outermost_sources(self)
         if len(sources) > 1:
             raise ConfigError(
-                f"{type(self).__name__} is made of {len(sources)} strength models with a context of their own, of which "
-                "only one can be filled from a data set's columns"
+                f"{type(self).__name__} is made of {len(sources)} strength models with a context of their own "
+                f"({', '.join(type(s).__name__ for s in sources)}), of which only one can be filled from a data set's "
+                "columns"
             )
         return sources[0] if sources else self
 
@@ -105,9 +106,10 @@ class StrengthModel(PretrainedStrength, PyroModule):
     def context_columns(self) -> tuple[str, ...]:
         """The columns that :meth:`make_context` reads; empty where the law is the same for all pairs.
 
-        :raises ConfigError: if more than one of the models that this one is made of has a context.
+        :raises ConfigError: if several of the models that this one is made of, side by side, have a context.
         """
-        return self._context_source().own_context_columns
+        source = self._context_source()
+        return source.own_context_columns if source is self else source.context_columns
 
     def make_context(self, columns: Mapping[str, Sequence[Any]]) -> Any:
         """The context of a batch from columns of a data set.
@@ -116,19 +118,6 @@ class StrengthModel(PretrainedStrength, PyroModule):
         :raises DataError: for values that can't be used, naming the column and the row.
         """
         return self._context_source().own_context(columns) if self.context_columns else None
-
-    @staticmethod
-    def _without_context(strength: StrengthModel) -> StrengthModel:
-        """``strength``, for a family that uses the context itself.
-
-        :raises ConfigError: if it has context columns.
-        """
-        if strength.context_columns:
-            raise ConfigError(
-                f"{type(strength).__name__} has context columns of its own ({', '.join(strength.context_columns)}), "
-                "which would not reach it here: use a strength model without"
-            )
-        return strength
 
     # -- the law as it stands ------------------------------------------------------------------------------------
 
@@ -224,16 +213,30 @@ class StrengthModel(PretrainedStrength, PyroModule):
 
         :math:`E[\beta] \sim \mathrm{LogNormal}(\log m, 2)` with :math:`m` the mean of the law as it stands, and
         :math:`\mathrm{cv} \sim \mathrm{HalfNormal}(1.5)`, which doesn't depend on where training ended. For a
-        parameter of another name: log-normal around its value with scale 1 if it's positive, normal around its
-        value with scale 1 if it's real, uniform if it's bounded or a vector of shares.
+        parameter of another name: what its family says (:meth:`own_default_priors`), else log-normal around its value
+        with scale 1 if it's positive, normal around its value with scale 1 if it's real, uniform if it's bounded or a
+        vector of shares.
 
         :raises UnsupportedError: for a parameter with another constraint; give it a prior yourself.
         """
-        return {
-            prefix + name: _default_prior(f"{type(self).__name__}.{prefix}{name}", getattr(module, name), constraint)
-            for prefix, module in self._parts()
-            for name, (constraint, _) in module._pyro_params.items()
-        }
+        priors: dict[str, Distribution] = {}
+        for prefix, module in self._parts():
+            own = module.own_default_priors() if isinstance(module, StrengthModel) else {}
+            for name, (constraint, _) in module._pyro_params.items():
+                full = prefix + name
+                priors[full] = (
+                    own[name]
+                    if name in own
+                    else _default_prior(f"{type(self).__name__}.{full}", getattr(module, name), constraint)
+                )
+        return priors
+
+    def own_default_priors(self) -> dict[str, Distribution]:
+        """Default priors of the family's own parameters, by name, where the general rule doesn't suit them.
+
+        Those of its parts are theirs to define. :meth:`default_priors` puts all together.
+        """
+        return {}
 
     def with_priors(self, priors: Mapping[str, Distribution] | None = None) -> StrengthModel:
         """A copy in which every learned parameter has a prior, for Bayesian inference.
@@ -260,6 +263,38 @@ class StrengthModel(PretrainedStrength, PyroModule):
             owner, _, leaf = name.rpartition(".")
             setattr(twin.get_submodule(owner), leaf, PyroSample(given.get(name, defaults.get(name))))
         return twin
+
+    # -- names of entries ----------------------------------------------------------------------------------------
+
+    def own_parameter_coords(self) -> dict[str, dict[str, list[str]]]:
+        """As :meth:`parameter_coords`, for the family's own parameters alone; defined by families that have vectors."""
+        return {}
+
+    def parameter_coords(self) -> dict[str, dict[str, list[str]]]:
+        """What the entries of vector parameters are called: ArviZ's dims and coords.
+
+        A dimension has the same labels wherever it's named. Where a part's labels differ from those of another, or its
+        dimension would have the name of a parameter, ``chain`` or ``draw``, the dimension is called
+        ``<part>.<dimension>``, or ``<dimension>_dim`` where that is taken as well.
+
+        :returns: for each parameter with named entries, by its full name: dimension name to labels, in the order of the
+            parameter's axes. Empty for a family of numbers alone.
+        """
+        taken: dict[str, list[str] | None] = dict.fromkeys(("chain", "draw", *self.parameter_names()))
+        result: dict[str, dict[str, list[str]]] = {}
+        for prefix, module in self._parts():
+            if not isinstance(module, StrengthModel):
+                continue
+            for name, dimensions in module.own_parameter_coords().items():
+                result[prefix + name] = named = {}
+                for dimension, labels in dimensions.items():
+                    free = dimension
+                    if taken.get(free, labels) != labels:
+                        free = prefix + dimension
+                    while taken.get(free, labels) != labels:
+                        free += "_dim"
+                    taken[free] = named[free] = list(labels)
+        return result
 
     # -- helpers for subclasses ----------------------------------------------------------------------------------
 
@@ -296,6 +331,17 @@ class StrengthModel(PretrainedStrength, PyroModule):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _outermost_sources(module: torch.nn.Module) -> list[StrengthModel]:
+    """The strength models inside ``module`` that have context columns and aren't part of another one that has."""
+    found: list[StrengthModel] = []
+    for child in module.children():
+        if isinstance(child, StrengthModel) and child.own_context_columns:
+            found.append(child)
+        else:
+            found += _outermost_sources(child)
+    return found
 
 
 def as_number(name: str, value: Any, constraint: constraints.Constraint) -> Tensor:

@@ -1,13 +1,14 @@
 """Training with strengths that depend on columns, and with every further family."""
 
 import json
+import math
 
 import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 
-from pluralpref.errors import ConfigError, DataError, UnsupportedError
+from pluralpref.errors import DataError, UnsupportedError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer, fit_posterior
 from pluralpref.models import (
     FAMILIES,
@@ -29,6 +30,7 @@ def rows(count=16, **changes):
                 "rejected": f" bad {i}",
                 "difficulty": (i % 5) - 2.0,
                 "country": ("north", "south", "west")[i % 3],
+                "age": ("young", "old")[i % 2],
                 **changes,
             }
             for i in range(count)
@@ -95,6 +97,54 @@ def test_groups_are_learned_and_resume(make, tmp_path):
     torch.testing.assert_close(ratio, torch.exp(whole.strength.scale * effects), rtol=1e-12, atol=0)
 
 
+COLUMNS = {"country": ["north", "south", "west"], "age": ["young", "old"]}
+
+
+def test_groups_of_two_columns_reach_the_loss(make, tiny_llama):
+    strength = GroupStrength(COLUMNS, FixedStrength(0.5), scale=[0.7, 0.3])
+    trainer = make(strength)
+    effect = torch.tensor([0.5, -1.0, 2.0, 1.0, -0.5], dtype=torch.float64)
+    with torch.no_grad():
+        trainer.guide.locs.effect.copy_(effect)
+        trainer.guide.scales.effect_unconstrained.fill_(-100.0)  # the guide's draw is its mean
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    assert set(batch["context_columns"]) == {"country", "age"}
+    trainer.ref_model = tiny_llama(1)  # so that margins aren't 0
+    context = strength.make_context(batch["context_columns"])
+    assert context.tolist() == [[i % 3, i % 2] for i in range(8)]
+    torch.manual_seed(0)
+    loss, outputs = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
+    # What the effects' prior adds is the same where all margins are 0 and every choice costs log 2.
+    trainer.ref_model = trainer.model
+    torch.manual_seed(0)
+    at_zero = trainer.compute_loss(trainer.model, batch)
+    h = outputs["margins"].double()
+    assert h.abs().max() > 1e-3
+    exponent = torch.stack([0.7 * effect[i % 3] + 0.3 * effect[3 + i % 2] for i in range(8)])
+    expected = -logsigmoid(0.5 * torch.exp(exponent) * h).mean() - math.log(2)
+    assert (loss - at_zero).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_groups_of_two_columns_are_learned_and_resume(make, tmp_path):
+    def strength():
+        return CovariateStrength(["difficulty"], GroupStrength(COLUMNS, LogNormalStrength(0.5, 0.5)))
+
+    whole = make(strength(), folder="whole", save_strategy="steps", save_steps=2)
+    assert whole.strength.context_columns == ("difficulty", "country", "age")
+    whole.train()
+    effects = whole.guide.median()["strength.effect"]
+    assert effects.shape == (5,)
+    assert effects.unique().numel() == 5
+    scale = whole.strength.strength.scale
+    assert scale.shape == (2,)
+    assert scale[0].item() != pytest.approx(scale[1].item(), abs=1e-6)
+    assert whole.strength.weight.abs().item() > 0
+    again = make(strength(), folder="again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    torch.testing.assert_close(again.guide.median()["strength.effect"], effects, rtol=0, atol=0)
+    assert torch.equal(again.strength.strength.scale, scale)
+
+
 def test_a_context_inside_another_family(make):
     strength = ZeroInflatedStrength(GroupStrength(["north", "south", "west"], column="country"))
     assert strength.context_columns == ("country",)
@@ -110,8 +160,11 @@ def test_what_is_refused(make):
     trainer = make(CovariateStrength(["difficulty"]), data=rows(difficulty=float("nan")))
     with pytest.raises(DataError, match=r"column 'difficulty': row 0 of a batch is nan"):
         trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[0]]))
-    with pytest.raises(ConfigError, match=r"GroupStrength has context columns of its own \(group\)"):
-        CovariateStrength(1, GroupStrength(2))
+    trainer = make(GroupStrength({"country": ["north", "south", "west"], "age": ["young", "middle"]}))
+    with pytest.raises(DataError, match=r"column 'age': row 1 of a batch has the label 'old'.*young, middle"):
+        trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
+    with pytest.raises(DataError, match=r"no column income for GroupStrength: there are"):
+        make(GroupStrength({"country": ["north", "south", "west"], "income": ["low", "high"]}))
     with pytest.raises(UnsupportedError, match=r"GroupStrength has a law for each group; a posterior needs one law"):
         fit_posterior(GroupStrength(2), torch.randn(10))
 

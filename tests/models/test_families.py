@@ -61,42 +61,60 @@ def _features():
     return torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(8, 2)
 
 
-class TestCovariate(StrengthModelTests):
-    def make_strength(self):
-        strength = CovariateStrength(2, GammaStrength(0.2, 0.5))
-        with torch.no_grad():
-            strength.weight_unconstrained.copy_(torch.tensor([0.5, -0.3]))
-        return strength
-
-    def make_context(self):
-        return _features()
+def _codes(groups=3):
+    return torch.arange(8) % groups
 
 
-class TestCovariateNetwork(StrengthModelTests):
-    def make_strength(self):
-        strength = CovariateStrength(["length", "difficulty"], LogNormalStrength(0.2, 0.5), hidden=3)
-        with torch.no_grad():
-            strength.weight_unconstrained.copy_(torch.tensor([0.5, -0.3, 0.2]))
-        return strength
-
-    def make_context(self):
-        return _features()
+def _crossed_codes():
+    return torch.stack([_codes(3), _codes(2)], -1)
 
 
-class TestGroup(StrengthModelTests):
-    def make_strength(self):
-        return GroupStrength(["north", "south", "west"], LogNormalStrength(0.2, 0.5))
-
-    def make_context(self):
-        return torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+def _with_weights(strength, *weights):
+    with torch.no_grad():
+        strength.weight_unconstrained.copy_(torch.tensor(weights))
+    return strength
 
 
-class TestZeroInflatedGroup(StrengthModelTests):
-    def make_strength(self):
-        return ZeroInflatedStrength(GroupStrength(3, GammaStrength(0.2, 0.5)), 0.1)
+CROSSED = {"region": ["north", "south", "west"], "age": ["young", "old"]}
 
-    def make_context(self):
-        return torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+# How a family is made whose law differs from pair to pair, and its context.
+BY_PAIR = {
+    "Covariate": (lambda: _with_weights(CovariateStrength(2, GammaStrength(0.2, 0.5)), 0.5, -0.3), _features),
+    "CovariateNetwork": (
+        lambda: _with_weights(
+            CovariateStrength(["length", "difficulty"], LogNormalStrength(0.2, 0.5), hidden=3), 0.5, -0.3, 0.2
+        ),
+        _features,
+    ),
+    "Group": (lambda: GroupStrength(["north", "south", "west"], LogNormalStrength(0.2, 0.5)), _codes),
+    "ZeroInflatedGroup": (lambda: ZeroInflatedStrength(GroupStrength(3, GammaStrength(0.2, 0.5)), 0.1), _codes),
+    "CrossedGroups": (lambda: GroupStrength(CROSSED, GammaStrength(0.2, 0.5), scale=[0.7, 0.3]), _crossed_codes),
+    "OpposedCrossedGroups": (
+        lambda: OpposedStrength(GroupStrength(CROSSED, LogNormalStrength(0.2, 0.5)), 0.2),
+        _crossed_codes,
+    ),
+    "CovariateOfGroups": (
+        lambda: _with_weights(CovariateStrength(2, GroupStrength(CROSSED, LogNormalStrength(0.2, 0.5))), 0.5, -0.3),
+        lambda: (_features(), _crossed_codes()),
+    ),
+    "GroupOfCovariates": (
+        lambda: GroupStrength(3, _with_weights(CovariateStrength(2, GammaStrength(0.2, 0.5)), 0.5, -0.3)),
+        lambda: (_codes(), _features()),
+    ),
+    "GroupOfZeroInflatedCovariates": (
+        lambda: GroupStrength(
+            3, ZeroInflatedStrength(_with_weights(CovariateStrength(2, WeibullStrength(0.2, 0.8)), 0.5, -0.3), 0.2)
+        ),
+        lambda: (_codes(), _features()),
+    ),
+}
+
+for _name, (_make, _context) in BY_PAIR.items():
+    _members = {
+        "make_strength": lambda self, make=_make: make(),
+        "make_context": lambda self, make=_context: make(),
+    }
+    globals()[f"Test{_name}"] = type(f"Test{_name}", (StrengthModelTests,), _members)
 
 
 def test_a_quantile_at_an_atom_inside_of_a_mixture_of_mixtures():
