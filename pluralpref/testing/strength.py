@@ -59,7 +59,10 @@ class StrengthModelTests:
         raise NotImplementedError("define make_strength(self) and return a new strength model")
 
     def make_context(self) -> Any:
-        """The context of ``len(self.margins)`` pairs, for a family whose law differs from pair to pair."""
+        """The context of ``len(self.margins)`` pairs, for a family whose law differs from pair to pair.
+
+        A tensor with the pairs first, or a tuple of contexts.
+        """
         return None
 
     # -- the law -------------------------------------------------------------------------------------------------
@@ -206,7 +209,7 @@ class StrengthModelTests:
         value = log_marginal(strength.law(context), self._margins())
         assert value.shape == (len(self.margins),)
         for i in range(len(self.margins)):
-            alone = log_marginal(strength.law(context[i : i + 1]), self._margins()[i : i + 1])
+            alone = log_marginal(strength.law(_rows(context, slice(i, i + 1))), self._margins()[i : i + 1])
             torch.testing.assert_close(alone, value[i : i + 1], rtol=1e-9, atol=1e-12)
 
     # -- parameters ----------------------------------------------------------------------------------------------
@@ -220,7 +223,7 @@ class StrengthModelTests:
             _skip("nothing is learned")
         method = "auto" if self._is_exact(strength.law()) else MonteCarlo(64, seed=_SEED)
         context = self.make_context()
-        context = None if context is None else context[1:-1]
+        context = None if context is None else _rows(context, slice(1, -1))
 
         def total() -> Tensor:
             return log_marginal(strength.law(context), h, method).sum()
@@ -294,6 +297,22 @@ class StrengthModelTests:
         law = twin.law(parameters=values)
         assert bool(torch.isfinite(law.sample()).all())
 
+    def test_names_of_entries(self) -> None:
+        """``parameter_coords`` names every entry of the parameters that it lists, each by a name of its own."""
+        strength = self.make_strength()
+        shapes = {name: value.shape for name, value in strength.learned().items()}
+        shapes |= {name: prior.event_shape for name, prior in strength.priors().items()}
+        seen: dict[str, list[str]] = {}
+        for name, dimensions in strength.parameter_coords().items():
+            assert name in shapes, f"parameter_coords names {name!r}, but the parameters are {', '.join(shapes)}"
+            found = tuple(len(labels) for labels in dimensions.values())
+            assert found == tuple(shapes[name]), (
+                f"{name}: {found} labels for a parameter of shape {tuple(shapes[name])}"
+            )
+            for dimension, labels in dimensions.items():
+                assert len(set(labels)) == len(labels), f"{name}: some labels of {dimension!r} are the same: {labels}"
+                assert seen.setdefault(dimension, labels) == labels, f"{dimension!r} has other labels for {name}"
+
     # -- training ------------------------------------------------------------------------------------------------
 
     def test_training(self) -> None:
@@ -307,7 +326,7 @@ class StrengthModelTests:
             h = torch.randn(_PAIRS, dtype=torch.float64) * 3 / float(self._draws(strength.law()).abs().mean())
             if context is not None:
                 rows = torch.arange(_PAIRS) % len(self.margins)
-                h, context = h, context[rows]
+                context = _rows(context, rows)
                 reference = strength.law(context)
             beta = reference.sample(torch.Size(() if context is not None else (_PAIRS,))).double()
             preferred = torch.bernoulli(torch.sigmoid(3 * beta * h))
@@ -425,6 +444,11 @@ def _skip(reason: str) -> Any:
     import pytest
 
     pytest.skip(reason)
+
+
+def _rows(context: Any, rows: Any) -> Any:
+    """The context of some of the pairs."""
+    return tuple(_rows(part, rows) for part in context) if isinstance(context, tuple) else context[rows]
 
 
 def _names(strength: StrengthModel) -> list[str]:

@@ -272,6 +272,31 @@ class Unused(Family):
         self._declare("extra", 1.0)
 
 
+class WrongNames(Family):
+    """Two classes by their names, and an entry of ``parameter_coords`` that doesn't fit."""
+
+    coords = {}
+
+    def __init__(self):
+        super().__init__()
+        self._declare("shares", [0.4, 0.6], constraints.simplex)
+
+    def own_parameter_coords(self):
+        return {"shares": {"class": ["a", "b"]}, **self.coords}
+
+
+class TooFewNames(WrongNames):
+    coords = {"shares": {"class": ["a"]}}
+
+
+class NamesOfAnother(WrongNames):
+    coords = {"share": {"class": ["a", "b"]}}
+
+
+class OneNameTwice(WrongNames):
+    coords = {"shares": {"class": ["a", "a"]}}
+
+
 class OpaqueLaw(dist.TorchDistribution):
     """Only draws, without a gradient."""
 
@@ -393,6 +418,9 @@ MUTANTS = {
     "global generator": (DrawsInForward, "training", "changed torch's global generator"),
     "parameter store": (WritesToTheStore, "training", "Pyro's global parameter store"),
     "plain parameter": (PlainParameter, "priors_and_draws_of_parameters", "declare it as a PyroParam"),
+    "too few names": (TooFewNames, "names_of_entries", r"shares: \(1,\) labels for a parameter of shape \(2,\)"),
+    "names of another": (NamesOfAnother, "names_of_entries", "names 'share', but the parameters are scale, conc"),
+    "one name twice": (OneNameTwice, "names_of_entries", "some labels of 'class' are the same"),
     "uphill": (Uphill, "training", "didn't lower the loss"),
     "single precision": (with_law(OverflowsInFloat32), "dtypes", "isn't finite in torch.float32"),
     "cannot be integrated": (Opaque, "probability_is_the_mean_over_draws", "log_prob and support.*register_marginal"),
