@@ -28,7 +28,9 @@ class StrengthOptions:
     )
     strength_columns: list[str] | None = field(
         default=None,
-        metadata={"help": "covariate: numeric columns that beta depends on; group: the column of the group."},
+        metadata={
+            "help": "covariate: numeric columns that beta depends on; group: the column or columns of the group."
+        },
     )
     strength_of: str | None = field(
         default=None, metadata={"help": "covariate, group: the family within a group or at features 0 (lognormal)."}
@@ -43,7 +45,7 @@ def build_strength(options: StrengthOptions, datasets: Iterable[Any]) -> Strengt
 
     :param options: as parsed.
     :param datasets: all pairs that will be seen; the groups' labels are looked up in them.
-    :raises ConfigError: for options that contradict each other or have no effect.
+    :raises ConfigError: for options that contradict each other or have no effect, and a column given twice.
     :raises DataError: for a column that isn't there, or a group column without two labels.
     """
     family = options.strength
@@ -56,6 +58,9 @@ def build_strength(options: StrengthOptions, datasets: Iterable[Any]) -> Strengt
         return make_strength(family, options.beta, options.strength_cv)
     if not options.strength_columns:
         raise ConfigError(f"--strength {family} needs --strength_columns")
+    twice = [name for name in options.strength_columns if options.strength_columns.count(name) > 1]
+    if twice:
+        raise ConfigError(f"--strength_columns {twice[0]} is given twice: name each column once")
     base = make_strength(options.strength_of or "lognormal", options.beta, options.strength_cv)
     sets = list(datasets)
     for column in options.strength_columns:
@@ -68,13 +73,18 @@ def build_strength(options: StrengthOptions, datasets: Iterable[Any]) -> Strengt
         return CovariateStrength(options.strength_columns, base, hidden=options.strength_hidden)
     if options.strength_hidden is not None:
         raise ConfigError("--strength_hidden has no effect on --strength group: it's for covariate")
-    if len(options.strength_columns) != 1:
-        raise ConfigError(f"--strength group takes one column, not {', '.join(options.strength_columns)}")
-    (column,) = options.strength_columns
-    labels = sorted({str(label) for dataset in sets for label in dataset[column]})
+    labels = {column: _labels(column, sets) for column in options.strength_columns}
+    if len(labels) > 1:
+        return GroupStrength(labels, base)
+    ((column, of_column),) = labels.items()
+    return GroupStrength(of_column, base, column=column)
+
+
+def _labels(column: str, datasets: Iterable[Any]) -> list[str]:
+    labels = sorted({str(label) for dataset in datasets for label in dataset[column]})
     if not 2 <= len(labels) <= _MOST_GROUPS:
         raise DataError(
             f"--strength_columns {column}: {len(labels)} different labels; groups need 2 to {_MOST_GROUPS} (for single "
             "people, leave the group out: the family describes how they differ)"
         )
-    return GroupStrength(labels, base, column=column)
+    return labels

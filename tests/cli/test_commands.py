@@ -71,6 +71,7 @@ def test_train_with_groups_and_covariates(workplace, capsys):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for i, row in enumerate(rows):
             row["country"], row["difficulty"] = ("north", "south")[i % 2], i % 5 - 2
+            row["age"], row["planet"] = ("young", "middle", "old")[i % 3], "earth"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     groups = ["--strength", "group", "--strength_columns", "country", "--strength_of", "gamma", "--beta", "0.2"]
     assert main(train_arguments(workplace, *groups)) == 0
@@ -84,6 +85,11 @@ def test_train_with_groups_and_covariates(workplace, capsys):
     assert main(again) == 0
     repeated = StrengthModel.from_pretrained(workplace / "again" / "strength")
     assert repeated.state_dict() == strength.state_dict()
+    crossed = ["--strength", "group", "--strength_columns", "country", "age", "--strength_of", "gamma"]
+    assert main(train_arguments(workplace, *crossed, "--output_dir", str(workplace / "crossed"))) == 0
+    strength = StrengthModel.from_pretrained(workplace / "crossed" / "strength")
+    assert strength.groups == {"country": ("north", "south"), "age": ("middle", "old", "young")}
+    assert strength.scale.shape == (2,)
     capsys.readouterr()
     covariate = ["--strength", "covariate", "--strength_columns", "difficulty", "--strength_hidden", "2"]
     assert main(train_arguments(workplace, *covariate, "--output_dir", str(workplace / "other"))) == 0
@@ -92,7 +98,12 @@ def test_train_with_groups_and_covariates(workplace, capsys):
         (["--strength", "group"], "--strength group needs --strength_columns"),
         (["--strength_of", "gamma"], "--strength_of has no effect on --strength lognormal"),
         (["--strength", "group", "--strength_columns", "income"], "--strength_columns income: no such column"),
-        (["--strength", "group", "--strength_columns", "country", "difficulty"], "takes one column"),
+        (["--strength", "group", "--strength_columns", "country", "planet"], "--strength_columns planet: 1 different"),
+        (
+            ["--strength", "group", "--strength_columns", "country", "income"],
+            "--strength_columns income: no such column",
+        ),
+        (["--strength", "group", "--strength_columns", "age", "age"], "--strength_columns age is given twice"),
         (["--strength", "group", "--strength_columns", "country", "--strength_hidden", "2"], "has no effect"),
     ):
         assert main(train_arguments(workplace, *options, "--output_dir", str(workplace / "refused"))) == 2
