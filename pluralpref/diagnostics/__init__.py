@@ -1,5 +1,7 @@
-"""What a posterior and a run look like: ArviZ data, figures, the HTML report."""
+"""What a posterior and a run look like, and whether inference is calibrated: ArviZ data, figures, the HTML report."""
 
+from pluralpref.diagnostics.calibration import simulation_based_calibration
+from pluralpref.diagnostics.calibration_result import CalibrationResult
 from pluralpref.diagnostics.families import FamilyFacts, describe_family
 from pluralpref.diagnostics.plots import (
     plot_calibration,
@@ -9,11 +11,13 @@ from pluralpref.diagnostics.plots import (
     plot_strength,
     plot_training,
 )
+from pluralpref.diagnostics.rank_plot import plot_calibration_ranks
 from pluralpref.diagnostics.report import Report, Table
 from pluralpref.diagnostics.run_report import write_report
 from pluralpref.inference.arviz_data import hdi, load_netcdf, loo, make_inference_data, save_netcdf, summary
 
 __all__ = [
+    "CalibrationResult",
     "FamilyFacts",
     "Report",
     "Table",
@@ -23,12 +27,14 @@ __all__ = [
     "loo",
     "make_inference_data",
     "plot_calibration",
+    "plot_calibration_ranks",
     "plot_chains",
     "plot_margins",
     "plot_parameter",
     "plot_strength",
     "plot_training",
     "save_netcdf",
+    "simulation_based_calibration",
     "summary",
     "write_report",
 ]
