@@ -139,6 +139,25 @@ def loo(data: InferenceData, var_name: str | None = None, *, pointwise: bool = F
     return arviz.loo(data, var_name=var_name, pointwise=pointwise)
 
 
+def pareto_smooth(log_ratios: Any) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed importance weights: A. Vehtari et al., JMLR 25 (2024), arXiv:1507.02646.
+
+    :param log_ratios: (S,) log target density minus log proposal density, constants left out; -inf has no weight.
+    :returns: normalised log-weights (S,), and Pareto k-hat (infinite where there is no tail to fit).
+    """
+    import arviz
+
+    ratios = np.asarray(log_ratios, dtype=np.float64)
+    used = np.isfinite(ratios)
+    if used.sum() < 25:
+        return np.where(used, -np.log(max(used.sum(), 1)), -np.inf), float("inf")
+    weights = np.full(len(ratios), -np.inf)
+    with _quiet():
+        smoothed, k = arviz.psislw(ratios[used])
+    weights[used] = smoothed
+    return weights, float(k)
+
+
 def save_netcdf(data: InferenceData, path: str | os.PathLike[str]) -> Path:
     """Write ``data`` as NetCDF; the file appears complete or not at all.
 

@@ -26,6 +26,7 @@ class Choices:
     :param annotator: (pairs,) int64 codes 0, 1, …, or ``None``.
     :param annotator_names: the label of each code.
     :param groups: further labels of each pair by column name, as strings.
+    :param covariates: numbers of each pair by column name, float64.
     """
 
     margins: Tensor
@@ -34,6 +35,7 @@ class Choices:
     annotator: Tensor | None = None
     annotator_names: tuple[Any, ...] = ()
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_pairs(self) -> int:
@@ -58,16 +60,18 @@ def as_choices(
     weight: Any = None,
     preferred: Any = None,
     groups: Mapping[str, Any] | None = None,
+    covariates: Mapping[str, Any] | None = None,
 ) -> Choices:
     """Check margins and their columns.
 
     :param margins: (pairs,) numbers in nats; or a table with attributes ``margins`` and, optionally,
-        ``annotator`` (codes or labels), ``annotator_names``, ``weight``, ``preferred``, ``groups``, which the
-        arguments below override.
+        ``annotator`` (codes or labels), ``annotator_names``, ``weight``, ``preferred``, ``groups``, ``covariates``,
+        which the arguments below override.
     :param annotator: a label of any hashable kind for each pair. Labels become codes in order of first appearance.
     :param weight: (pairs,) finite numbers >= 0.
     :param preferred: (pairs,) numbers in [0, 1], default 1.
     :param groups: columns of labels by name.
+    :param covariates: columns of finite numbers by name.
     :raises DataError: if a value can't be used; the message names the column and the first rows.
     """
     names: Any = None
@@ -79,6 +83,7 @@ def as_choices(
         weight = getattr(table, "weight", None) if weight is None else weight
         preferred = getattr(table, "preferred", None) if preferred is None else preferred
         groups = getattr(table, "groups", None) if groups is None else groups
+        covariates = getattr(table, "covariates", None) if covariates is None else covariates
     h = _column("margins", margins)
     if h.numel() == 0:
         raise DataError("margins is empty: at least one pair is needed")
@@ -94,7 +99,13 @@ def as_choices(
         w = None if (w == 1).all() else w
     codes, labels = (None, ()) if annotator is None else _codes("annotator", annotator, pairs, names)
     columns = {name: _labels(name, values, pairs) for name, values in (groups or {}).items()}
-    return Choices(h, y, w, codes, labels, columns)
+    numbers = {}
+    for name, values in (covariates or {}).items():
+        if name in columns:
+            raise DataError(f"the column {name!r} is given both as a group and as a covariate: leave one out")
+        numbers[name] = _column(name, values, pairs)
+        _refuse(name, numbers[name], ~torch.isfinite(numbers[name]), "must be finite")
+    return Choices(h, y, w, codes, labels, columns, {name: column.numpy() for name, column in numbers.items()})
 
 
 def _column(name: str, values: Any, length: int | None = None) -> Tensor:

@@ -30,22 +30,53 @@ class InterpolatedChoices:
 
     :param nodes: (nodes,) margins, nats.
     :param coefficients: (nodes,), of either sign; they add up to the sum of the weights.
+    :param cell: (nodes,), the set of pairs with one law that each node stands for, where there are several laws.
     """
 
     nodes: Tensor
     coefficients: Tensor
+    cell: Tensor
 
 
-def interpolate_choices(choices: Choices) -> InterpolatedChoices | None:
+def interpolate_choices(choices: Choices, cell: Tensor | None = None) -> InterpolatedChoices | None:
     """The reduced form of single choices, or ``None`` where it would not be smaller.
 
     :param choices: without regard to annotators.
+    :param cell: (pairs,) codes 0, 1, … of sets of pairs with one law each; ``None``: one law for all.
+    """
+    if cell is None:
+        return _interpolate(choices)
+    nodes, coefficients, cells = [], [], []
+    helped = False
+    for code in range(int(cell.max()) + 1):
+        rows = (cell == code).nonzero()[:, 0]
+        part = Choices(
+            choices.margins[rows], choices.preferred[rows], None if choices.weight is None else choices.weight[rows]
+        )
+        reduced = _interpolate(part)
+        helped = helped or reduced is not None
+        h, w = _both_sides(part) if reduced is None else (reduced.nodes, reduced.coefficients)
+        nodes.append(h)
+        coefficients.append(w)
+        cells.append(torch.full((h.shape[0],), code))
+    if not helped:
+        return None
+    return InterpolatedChoices(torch.cat(nodes), torch.cat(coefficients), torch.cat(cells))
+
+
+def _both_sides(choices: Choices) -> tuple[Tensor, Tensor]:
+    """(margins, weights) of choices that were all made for the answer at the margin.
+
+    A choice for the rejected answer is one for the chosen answer at the opposite margin.
     """
     weight = torch.ones_like(choices.margins) if choices.weight is None else choices.weight
-    # A choice for the rejected answer is one for the chosen answer at the opposite margin.
     h = torch.cat([choices.margins, -choices.margins])
     w = torch.cat([weight * choices.preferred, weight * (1 - choices.preferred)])
-    h, w = h[w > 0], w[w > 0]
+    return h[w > 0], w[w > 0]
+
+
+def _interpolate(choices: Choices) -> InterpolatedChoices | None:
+    h, w = _both_sides(choices)
     magnitude = h.abs()
     if not bool((magnitude > 0).any()):
         return None
@@ -63,7 +94,7 @@ def interpolate_choices(choices: Choices) -> InterpolatedChoices | None:
     coefficients.index_add_(0, (base[:, None] + torch.arange(POINTS)).reshape(-1), (weights * w[:, None]).reshape(-1))
     nodes = scale * torch.sinh((first + torch.arange(count)) * _STEP)
     used = coefficients != 0
-    return InterpolatedChoices(nodes[used], coefficients[used])
+    return InterpolatedChoices(nodes[used], coefficients[used], torch.zeros(int(used.sum()), dtype=torch.int64))
 
 
 def lagrange_weights(x: Tensor) -> Tensor:

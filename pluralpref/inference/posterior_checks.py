@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pluralpref.errors import IdentificationWarning, NumericsWarning
 from pluralpref.inference.arviz_data import convergence
 from pluralpref.inference.choices import Choices
+from pluralpref.inference.posterior_engine import EngineResult
 
 #: The limits of Vehtari et al., *Bayesian Analysis* 16 (2021), arXiv:1903.08008.
 MAX_R_HAT = 1.01
 MIN_ESS = 400.0
+_REMEDIES = {
+    "laplace": "raise num_proposals and num_samples",
+    "nuts": "raise num_warmup and num_samples",
+    "svi": "raise num_samples",
+}
 #: A posterior whose standard deviation is more than this share of the prior's has learned next to nothing.
 MAX_SD_RATIO = 0.8
 #: With one choice a person the spread shows only in how the choice probability bends along the margin.
@@ -29,12 +35,14 @@ class Convergence:
     :param ess_bulk: effective sample size in the bulk, by parameter.
     :param ess_tail: the same in the tails.
     :param divergences: the number of divergent transitions.
+    :param other: what else speaks against the draws, such as a guide that doesn't fit.
     """
 
     r_hat: Mapping[str, float]
     ess_bulk: Mapping[str, float]
     ess_tail: Mapping[str, float]
     divergences: int
+    other: tuple[str, ...] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -49,6 +57,7 @@ class Convergence:
             found.append("ess_bulk " + ", ".join(f"{value:.0f} ({name})" for name, value in few.items()))
         if self.divergences:
             found.append(f"{self.divergences} divergent transition{'s' if self.divergences > 1 else ''}")
+        found += self.other
         return found
 
     @property
@@ -57,33 +66,43 @@ class Convergence:
         return not self.problems
 
 
-def measure_convergence(draws: Mapping[str, np.ndarray], divergences: int) -> Convergence:
+def measure_convergence(draws: Mapping[str, np.ndarray], divergences: int, other: Sequence[str] = ()) -> Convergence:
     """The statistics, without a warning.
 
     :param draws: (chain, draw, ...) by parameter.
     """
-    return Convergence(**convergence(draws), divergences=divergences)
+    return Convergence(**convergence(draws), divergences=divergences, other=tuple(other))
 
 
-def check_convergence(draws: Mapping[str, np.ndarray], divergences: int) -> Convergence:
+def check_convergence(
+    draws: Mapping[str, np.ndarray], divergences: int, method: str, result: EngineResult
+) -> Convergence:
     """Compute and, if a limit is broken, warn.
 
     :param draws: (chain, draw, ...) by parameter.
     """
-    result = measure_convergence(draws, divergences)
-    if result.problems:
+    found = measure_convergence(draws, divergences, result.problems)
+    effective = result.facts.get("importance_ess")
+    if effective is not None:
+        # Resampled draws repeat each other, which autocorrelations don't show.
+        ess = {name: min(value, float(effective)) for name, value in found.ess_bulk.items()}
+        tail = {name: min(value, float(effective)) for name, value in found.ess_tail.items()}
+        found = replace(found, ess_bulk=ess, ess_tail=tail)
+    if found.problems:
         remedies = []
-        if any(problem.startswith(("r_hat", "ess")) for problem in result.problems):
-            remedies.append("raise num_warmup and num_samples")
+        if any(problem.startswith(("r_hat", "ess")) for problem in found.problems):
+            remedies.append(_REMEDIES[method])
         if divergences:
             remedies.append("raise target_accept_prob (0.95), or give tighter priors")
+        if found.other:
+            remedies.append("raise num_steps, try another guide, or use method='laplace' or 'nuts'")
         warnings.warn(
-            f"the posterior draws may not be reliable: {'; '.join(result.problems)} (wanted: r_hat <= {MAX_R_HAT}, "
+            f"the posterior draws may not be reliable: {'; '.join(found.problems)} (wanted: r_hat <= {MAX_R_HAT}, "
             f"ess_bulk >= {MIN_ESS:.0f}, no divergence). To do: {'; '.join(remedies)}",
             NumericsWarning,
             stacklevel=4,
         )
-    return result
+    return found
 
 
 def check_identification(choices: Choices, posterior_cv: np.ndarray, prior_cv: np.ndarray, fixed_cv: bool) -> list[str]:

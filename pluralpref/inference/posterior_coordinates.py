@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
-from torch.distributions import HalfCauchy, HalfNormal, Transform, biject_to, constraints
+from torch.distributions import Distribution, HalfCauchy, HalfNormal, Independent, Transform, biject_to, constraints
 
 from pluralpref.inference.posterior_problem import PosteriorProblem
 
@@ -59,8 +58,7 @@ class Coordinates:
     def __init__(self, problem: PosteriorProblem) -> None:
         self.problem = problem
         self.links: dict[str, Transform] = {
-            name: _Fold() if isinstance(prior, HalfNormal | HalfCauchy) else biject_to(prior.support)
-            for name, prior in problem.priors.items()
+            name: _Fold() if _is_half(prior) else _biject_to(prior.support) for name, prior in problem.priors.items()
         }
         #: (c_0, c_1, c_2, s)
         self.ridge: Tensor | None = None
@@ -78,6 +76,23 @@ class Coordinates:
         jacobian = sum(link.log_abs_det_jacobian(z[name], values[name]).sum() for name, link in self.links.items())
         return values, torch.as_tensor(jacobian)
 
+    def constrain_rows(self, z: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Parameters (S, ...) and the log-Jacobian (S,) of many points z (S, ...) at once."""
+        z = dict(z)
+        if self.ridge is not None:
+            shift = self._shift(self.links["beta_cv"](z["beta_cv"]))
+            z["beta_mean"] = z["beta_mean"] * self.ridge[3] + shift
+        values = {name: link(z[name]) for name, link in self.links.items()}
+        total = torch.zeros(next(iter(z.values())).shape[0], dtype=torch.float64)
+        for name, link in self.links.items():
+            terms = link.log_abs_det_jacobian(z[name], values[name])
+            total = total + terms.reshape(len(total), -1).sum(1)
+        return values, total
+
+    def is_folded(self, name: str) -> bool:
+        """Whether u and -u are the same value of a parameter."""
+        return isinstance(self.links[name], _Fold)
+
     def free(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of :meth:`constrain`."""
         z = {name: link.inv(values[name]) for name, link in self.links.items()}
@@ -93,14 +108,16 @@ class Coordinates:
     def potential(self, z: Mapping[str, Tensor]) -> Tensor:
         """Minus the log joint density in these coordinates."""
         values, jacobian = self.constrain(z)
-        return -(log_joint(self.problem, values) + jacobian)
+        return -(self.problem.log_joint(values) + jacobian)
 
 
-def log_joint(problem: PosteriorProblem, values: Mapping[str, Tensor]) -> Tensor:
-    """Log p(theta) + log p(choices | theta) of one set of parameters, by running the Pyro model."""
-    data = {problem.twin._site(name): value for name, value in values.items()}
-    with pyro.validation_enabled(False):
-        return poutine.trace(poutine.condition(problem, data=data)).get_trace().log_prob_sum()
+def _is_half(prior: Distribution) -> bool:
+    return isinstance(prior.base_dist if isinstance(prior, Independent) else prior, HalfNormal | HalfCauchy)
+
+
+def _biject_to(support: Any) -> Transform:
+    """The link, element by element also for a vector with an independent constraint."""
+    return biject_to(support.base_constraint if isinstance(support, constraints.independent) else support)
 
 
 def _fit_ridge(problem: PosteriorProblem) -> Tensor | None:
@@ -151,7 +168,7 @@ def _conditional_mode(problem: PosteriorProblem, start: Tensor, cv: Tensor) -> t
     previous: tuple[Tensor, Tensor] | None = None
     for _ in range(_SECANT_STEPS):
         leaf = x.clone().requires_grad_()
-        value = log_joint(problem, {"beta_mean": leaf.exp(), "beta_cv": cv}) + leaf
+        value = problem.log_joint({"beta_mean": leaf.exp(), "beta_cv": cv}) + leaf
         (slope,) = torch.autograd.grad(value, leaf)
         if not torch.isfinite(slope):
             return None

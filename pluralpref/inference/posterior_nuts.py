@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,39 +10,12 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pluralpref.errors import InferenceError, NumericsWarning
+from pluralpref.errors import NumericsWarning
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_coordinates import Coordinates
+from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
 from pluralpref.inference.posterior_problem import PosteriorProblem
-
-_START_ATTEMPTS = 50
-_START_RADIUS = 0.5
-_PRIOR_DRAWS_FOR_START = 1001
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """What a method of inference is told; see :func:`~pluralpref.inference.posterior.fit_posterior`."""
-
-    num_samples: int
-    num_warmup: int
-    num_chains: int
-    seed: int
-    progress_bar: bool
-    target_accept_prob: float = 0.8
-    max_tree_depth: int = 10
-
-
-@dataclass(frozen=True)
-class EngineResult:
-    """Draws of the parameters and statistics of the sampler.
-
-    :param draws: (chain, draw, ...) float64 by parameter name.
-    :param stats: (chain, draw) by ArviZ's name.
-    """
-
-    draws: dict[str, Tensor]
-    stats: dict[str, np.ndarray]
+from pluralpref.inference.posterior_start import find_start
 
 
 class _RecordingNUTS(NUTS):
@@ -139,34 +111,6 @@ def _run_chain(
     stats["diverging"] = np.zeros(len(records), dtype=bool)
     stats["diverging"][[step for step in divergent if step < len(records)]] = True
     return {name: value.detach().double() for name, value in draws.items()}, stats
-
-
-def find_start(coordinates: Coordinates) -> dict[str, Tensor]:
-    """A jittered point near the priors' medians (and on the ridge, where there is one), in the sampler's coordinates.
-
-    It doesn't depend on where training ended; the jitter comes from the global generator.
-
-    :raises InferenceError: if none of 50 points has a finite density and gradient.
-    """
-    problem = coordinates.problem
-    medians = {
-        name: prior.sample(torch.Size([_PRIOR_DRAWS_FOR_START])).double().quantile(0.5, dim=0)
-        for name, prior in problem.priors.items()
-    }
-    centre = coordinates.free(medians)
-    if coordinates.ridge is not None:
-        centre["beta_mean"] = torch.zeros_like(centre["beta_mean"])
-    for _ in range(_START_ATTEMPTS):
-        start = {name: z + (2 * torch.rand_like(z) - 1) * _START_RADIUS for name, z in centre.items()}
-        leaves = {name: z.clone().requires_grad_() for name, z in start.items()}
-        potential = coordinates.potential(leaves)
-        gradients = torch.autograd.grad(potential, list(leaves.values()))
-        if bool(torch.isfinite(torch.stack([potential, *(g.sum() for g in gradients)])).all()):
-            return start
-    raise InferenceError(
-        f"{problem.strength!r}: the posterior density is not finite anywhere near the priors' medians "
-        f"({_START_ATTEMPTS} points tried); check the margins' scale, or pass priors={{...}}"
-    )
 
 
 class _Progress:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
+from pluralpref.inference.contexts import base_and_factor
 from pluralpref.inference.marginal import PanelGrid, panel_posterior
 from pluralpref.inference.marginal.dispatch import unwrap_law
 from pluralpref.inference.marginal.quadrature import has_log_family
@@ -31,30 +32,56 @@ def conditional_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]
     By inversion on the quadrature grid; a point mass is its own conditional law; and for families that the
     engine has no grid for, by sampling importance resampling from 256 draws of the law. Uses the global generator.
 
+    Where the law depends on columns that change between a person's choices, the strength is the one at effect 0.
+
     :param draws: (S, ...) by parameter name.
     :returns: (S, annotators) float64.
     """
     data = problem.choices
     assert data.annotator is not None
-    if problem.table is not None and has_log_family(unwrap_law(problem.twin.law())):
+    if problem.contexts is not None:
+        count = next(iter(draws.values())).shape[0]
+        return torch.cat(
+            [_with_contexts(problem, {name: value[row] for name, value in draws.items()}) for row in range(count)]
+        )
+    if problem.cells and has_log_family(unwrap_law(problem.twin.law())):
+        (cell,) = problem.cells
         laws = laws_of_draws(problem.twin, draws, 1)
-        return torch.stack([draw_from_grid(problem.table.posterior(law)) for _, _, law in laws])
+        return torch.stack([draw_from_grid(cell.table.posterior(law)) for _, _, law in laws])
     size = max(1, _BLOCK_ELEMENTS // max(1, data.num_annotators * _NODES))
     return torch.cat(
-        [_conditional(problem, law, stop - start) for start, stop, law in laws_of_draws(problem.twin, draws, size)]
+        [
+            _conditional(problem, law, data.margins, stop - start)
+            for start, stop, law in laws_of_draws(problem.twin, draws, size)
+        ]
     )
 
 
-def _conditional(problem: PosteriorProblem, law: Distribution, rows: int) -> Tensor:
+def _with_contexts(problem: PosteriorProblem, values: Mapping[str, Tensor]) -> Tensor:
+    """(1, annotators), for one draw: b where a person's contexts vary, else c b."""
+    data = problem.choices
+    assert data.annotator is not None
+    law, factor_of_pair = problem.law_of_units(values)
+    margins, scale = data.margins, torch.ones(())
+    if factor_of_pair is not None:
+        margins = margins * factor_of_pair
+    elif (split := base_and_factor(law)) is not None:
+        law, scale = split
+        margins = margins * scale[data.annotator]
+    law = law.expand(torch.Size((1, law.batch_shape.numel())))
+    return _conditional(problem, law, margins, 1) * scale
+
+
+def _conditional(problem: PosteriorProblem, law: Distribution, margins: Tensor, rows: int) -> Tensor:
     data = problem.choices
     assert data.annotator is not None
     shape = torch.Size((rows, data.num_annotators))
     if isinstance(unwrap_law(law), Delta):
         return law.mean.expand(shape).double()
     if not has_log_family(unwrap_law(law)):
-        return _resample(problem, law, shape)
+        return _resample(problem, law, margins, shape)
     grid = panel_posterior(
-        law, data.margins, data.annotator, data.num_annotators, weight=data.weight, preferred=data.preferred
+        law, margins, data.annotator, data.num_annotators, weight=data.weight, preferred=data.preferred
     )
     return draw_from_grid(grid)
 
@@ -100,13 +127,13 @@ def _invert_parabola(left: Tensor, middle: Tensor, right: Tensor, level: Tensor)
     return (low + high) / 2
 
 
-def _resample(problem: PosteriorProblem, law: Distribution, shape: torch.Size) -> Tensor:
+def _resample(problem: PosteriorProblem, law: Distribution, margins: Tensor, shape: torch.Size) -> Tensor:
     data = problem.choices
     assert data.annotator is not None
     out = torch.empty(shape, dtype=torch.float64)
     for row in range(shape[0]):
         candidates = law.expand(shape).sample(torch.Size([_CANDIDATES]))[:, row].double()
-        logits = candidates[:, data.annotator] * data.margins
+        logits = candidates[:, data.annotator] * margins
         terms = data.preferred * logsigmoid(logits) + (1 - data.preferred) * logsigmoid(-logits)
         terms = terms if data.weight is None else terms * data.weight
         total = torch.zeros_like(candidates).index_add_(1, data.annotator, terms)

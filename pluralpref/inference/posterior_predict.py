@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from pluralpref.inference.posterior_problem import PosteriorProblem
 
 @torch.no_grad()
 def population_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]) -> Tensor:
-    """One beta of a person not in the data for each draw, (S,) float64. Uses the global generator."""
+    """One beta of a person not in the data for each draw, (S,) float64. Uses the global generator.
+
+    Where the law depends on columns, the person's groups have effect 0 and their covariates are 0.
+    """
     return torch.cat([law.sample()[:, 0].double() for _, _, law in problem.laws(draws)])
 
 
@@ -29,16 +32,29 @@ def draw_choices(
     data = problem.choices
     rows = next(iter(draws.values())).shape[0]
     out = np.empty((rows, data.num_pairs), dtype=np.int8)
-    for start, stop, law in problem.laws(draws):
-        if annotator_strengths is not None:
-            beta = annotator_strengths[start:stop]
-        else:
-            beta = law.expand(torch.Size((stop - start, problem.num_units))).sample()
+    for start, stop, beta, factor in _strengths(problem, draws, annotator_strengths):
         if data.annotator is not None:
             beta = beta[:, data.annotator]
+        if factor is not None:
+            beta = beta * factor
         probability = torch.sigmoid(beta.float() * data.margins.float())
         out[start:stop] = torch.bernoulli(probability).to(torch.int8).numpy()
     return out
+
+
+def _strengths(
+    problem: PosteriorProblem, draws: Mapping[str, Tensor], given: Tensor | None
+) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+    """(start, stop, strengths (draws, units), factors of the pairs) in blocks of draws."""
+    if problem.contexts is None:
+        for start, stop, law in problem.laws(draws):
+            new = law.expand(torch.Size((stop - start, problem.num_units))) if given is None else None
+            yield start, stop, new.sample() if new is not None else given[start:stop], None  # type: ignore[index]
+        return
+    for row in range(next(iter(draws.values())).shape[0]):
+        law, factor = problem.law_of_units({name: value[row] for name, value in draws.items()})
+        beta = law.expand(torch.Size([problem.num_units])).sample() if given is None else given[row]
+        yield row, row + 1, beta.reshape(1, -1), factor
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from pluralpref.inference import arviz_data
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_checks import check_convergence, check_identification
 from pluralpref.inference.posterior_draws import PosteriorDraws
-from pluralpref.inference.posterior_nuts import EngineResult, SamplerSettings
+from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
 from pluralpref.inference.posterior_panel import conditional_strengths
 from pluralpref.inference.posterior_predict import draw_choices, draw_prior, population_strengths
 from pluralpref.inference.posterior_problem import PosteriorProblem
@@ -40,7 +40,13 @@ class Posterior(PosteriorDraws):
     """A posterior fresh from :func:`~pluralpref.inference.fit_posterior`, with the data that it was fitted on."""
 
     def __init__(
-        self, problem: PosteriorProblem, result: EngineResult, settings: SamplerSettings, method: str, seconds: float
+        self,
+        problem: PosteriorProblem,
+        result: EngineResult,
+        settings: SamplerSettings,
+        method: str,
+        seconds: float,
+        reason: str,
     ) -> None:
         self._problem = problem
         self._result = result
@@ -61,9 +67,9 @@ class Posterior(PosteriorDraws):
         draws |= {name: values.numpy() for name, values in result.draws.items()}
         prior |= self._prior_parameters
         divergences = int(result.stats["diverging"].sum()) if "diverging" in result.stats else 0
-        convergence = check_convergence({name: draws[name] for name in problem.names}, divergences)
+        convergence = check_convergence({name: draws[name] for name in problem.names}, divergences, method, result)
         prior_arrays = {name: values.numpy()[None] for name, values in prior.items()}
-        super().__init__(draws, prior_arrays, self._facts(method, seconds), convergence, problem.twin)
+        super().__init__(draws, prior_arrays, self._facts(method, seconds, reason), convergence, problem.twin)
         reasons = check_identification(problem.choices, draws["beta_cv"], prior_arrays["beta_cv"], not self.has_spread)
         self.attrs["identification"] = "\n".join(reasons)
 
@@ -201,25 +207,27 @@ class Posterior(PosteriorDraws):
             constant["annotator_index"] = data.annotator.numpy()
         return constant | dict(data.groups)
 
-    def _facts(self, method: str, seconds: float) -> dict[str, Any]:
+    def _facts(self, method: str, seconds: float, reason: str) -> dict[str, Any]:
         problem, settings = self._problem, self._settings
         attrs: dict[str, Any] = {
             "created_with": f"pluralpref {__version__}",
             "family": type(problem.strength).__name__,
             "parameters": ", ".join(problem.names),
             "method": method,
+            "method_reason": reason,
             "marginal": problem.marginal_name,
             "likelihood": "panel" if problem.is_panel else "single choices",
             "log_likelihood_unit": "annotator" if problem.is_panel else "pair",
             "num_pairs": problem.choices.num_pairs,
             "num_annotators": problem.choices.num_annotators,
             "seed": settings.seed,
-            "num_warmup": settings.num_warmup,
-            "target_accept_prob": settings.target_accept_prob,
             "priors": "; ".join(f"{name} ~ {describe_arguments(prior)}" for name, prior in problem.priors.items()),
             "strength": repr(problem.strength),
             "sampling_time": seconds,
         }
+        if method == "nuts":
+            attrs |= {"num_warmup": settings.num_warmup, "target_accept_prob": settings.target_accept_prob}
+        attrs |= self._result.facts
         if problem.strength.learned():
             attrs["training_law_mean"] = float(problem.strength.mean)
             attrs["training_law_cv"] = float(problem.strength.cv)

@@ -15,6 +15,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
+from pluralpref.distributions.absorb import absorbed
 from pluralpref.distributions.mixture import is_nonnegative
 from pluralpref.distributions.structure import factor_of, parts_of
 from pluralpref.inference.interpolated_panels import InterpolatedPanels
@@ -31,19 +32,20 @@ _TESTS = 6
 
 def can_tabulate(law: Distribution) -> bool:
     """Whether :func:`tabulated_log_marginal` knows what to do with a law."""
-    law = unwrap_law(law)
+    law = absorbed(unwrap_law(law))
     if isinstance(law, Delta):
         return is_nonnegative(law)
     if has_log_family(law):
         return True
     if (parts := parts_of(law)) is not None:
         return all(map(can_tabulate, parts[1]))
-    if _is_negated(law):
+    if is_negated(law):
         return can_tabulate(law.base_dist)  # type: ignore[attr-defined]
     return has_density(law) and is_nonnegative(law)
 
 
-def _is_negated(law: Distribution) -> bool:
+def is_negated(law: Distribution) -> bool:
+    """Whether a law is that of -X, with X from ``law.base_dist``."""
     if not isinstance(law, TransformedDistribution):
         return False
     factor = factor_of(law)
@@ -57,7 +59,7 @@ def tabulated_log_marginal(table: InterpolatedPanels, law: Distribution) -> Tens
     :param law: one law for all, of batch shape () or with one element; see :func:`can_tabulate`.
     :returns: (annotators,).
     """
-    law = unwrap_law(law)
+    law = absorbed(unwrap_law(law))
     if has_log_family(law):
         return table.log_marginal(law)
     if isinstance(law, Delta):
@@ -65,7 +67,7 @@ def tabulated_log_marginal(table: InterpolatedPanels, law: Distribution) -> Tens
     if (parts := parts_of(law)) is not None:
         values = [tabulated_log_marginal(table, component) for component in parts[1]]
         return mixed([weight.reshape(1) for weight in parts[0]], values)
-    if _is_negated(law):
+    if is_negated(law):
         base: Any = law
         return tabulated_log_marginal(table.opposed(), base.base_dist)
     return _density(table, law)

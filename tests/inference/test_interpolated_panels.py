@@ -100,7 +100,7 @@ def test_absurd_parameters_are_no_number_and_no_crash():
 
 
 def test_a_table_that_would_be_too_large_is_not_made():
-    annotators = 200_000
+    annotators = 1_000_000
     h, index = torch.ones(annotators, dtype=torch.float64), torch.arange(annotators)
     assert interpolate_panels(h, index, annotators) is None
     assert isinstance(interpolate_panels(h[:10], index[:10], 10), InterpolatedPanels)

@@ -18,7 +18,6 @@ from pluralpref.errors import ConfigError, DataError, IdentificationWarning, Num
 from pluralpref.inference.arviz_data import load_netcdf, loo, mcse_mean, summary
 from pluralpref.inference.choices import as_choices
 from pluralpref.inference.posterior import fit_posterior
-from pluralpref.inference.posterior_coordinates import log_joint
 from pluralpref.inference.posterior_draws import load_posterior
 from pluralpref.inference.posterior_problem import PosteriorProblem
 from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength, StrengthModel
@@ -151,7 +150,7 @@ def test_panel_of_one_choice_each_is_single_choices():
     panel = PosteriorProblem(LogNormalStrength(mean=0.5), as_choices(margins, annotator=range(150)))
     for mean, cv in ((0.1, 0.05), (0.8, 0.8), (3.0, 2.5)):
         values = {"beta_mean": torch.tensor(mean).double(), "beta_cv": torch.tensor(cv).double()}
-        assert float(log_joint(single, values)) == pytest.approx(float(log_joint(panel, values)), abs=1e-5)
+        assert float(single.log_joint(values)) == pytest.approx(float(panel.log_joint(values)), abs=1e-5)
     draws = {name: torch.linspace(0.3, 2.0, 5).double() for name in ("beta_mean", "beta_cv")}
     torch.testing.assert_close(single.log_likelihood(draws), panel.log_likelihood(draws))
 
@@ -355,7 +354,7 @@ def test_weights_are_repetitions_and_labels_turn_margins(annotator):
         )
     ]
     values = {"beta_mean": torch.tensor(0.7).double(), "beta_cv": torch.tensor(1.1).double()}
-    first, *others = (float(log_joint(problem, values)) for problem in problems)
+    first, *others = (float(problem.log_joint(values)) for problem in problems)
     assert others == pytest.approx([first, first], abs=1e-6)
 
 
@@ -434,7 +433,7 @@ def test_bad_data(kwargs, message):
     ("strength", "kwargs", "error", "message"),
     [
         (FixedStrength(0.1), {}, ConfigError, "learned=True"),
-        (GammaStrength(), {"method": "gibbs"}, ConfigError, "available are 'nuts'"),
+        (GammaStrength(), {"method": "gibbs"}, ConfigError, "available are 'auto', 'laplace', 'nuts', 'svi'"),
         (GammaStrength(), {"num_samples": 0}, ConfigError, "num_samples=0"),
         (GammaStrength(), {"seed": -1}, ConfigError, "seed=-1"),
         (GammaStrength(), {"target_accept_prob": 1.0}, ConfigError, "target_accept_prob"),

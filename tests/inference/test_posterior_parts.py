@@ -10,7 +10,7 @@ from pluralpref.inference.choices import as_choices
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.interpolated_likelihood import interpolate_choices
 from pluralpref.inference.marginal import log_marginal
-from pluralpref.inference.posterior_coordinates import Coordinates, _fit_parabola, log_joint
+from pluralpref.inference.posterior_coordinates import Coordinates, _fit_parabola
 from pluralpref.inference.posterior_problem import PosteriorProblem
 from pluralpref.models import GammaStrength, LogNormalStrength
 
@@ -47,7 +47,7 @@ def test_coordinates_are_a_change_of_variables():
     assert float(values["beta_cv"]) == pytest.approx(0.7)
     back = coordinates.free(values)
     assert float(back["beta_mean"]) == pytest.approx(0.3)
-    assert float(coordinates.potential(z)) == pytest.approx(float(-(log_joint(problem, values) + jacobian)))
+    assert float(coordinates.potential(z)) == pytest.approx(float(-(problem.log_joint(values) + jacobian)))
     # d(mean, cv)/dz by autograd; the constant s is left out of the stated Jacobian.
     leaf = torch.tensor([0.3, -0.7], dtype=torch.float64)
     matrix = torch.autograd.functional.jacobian(

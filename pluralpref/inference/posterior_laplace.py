@@ -1,0 +1,345 @@
+r"""The mode and the curvature of the posterior, and draws by importance resampling.
+
+In the coordinates of :mod:`~pluralpref.inference.posterior_coordinates` the posterior of a handful of parameters is
+near normal. Proposals come from a Student t law at the mode with the inverse Hessian as its scale matrix; their weights
+make up for what it isn't, and the Pareto shape of the weights' tail says whether they can.
+
+References
+[1] L. Tierney and J. Kadane, "Accurate approximations for posterior moments and marginal densities", JASA 81 (1986).
+[2] A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024),
+    arXiv:1507.02646.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pluralpref.errors import InferenceError, NumericsWarning
+from pluralpref.inference.arviz_data import pareto_smooth
+from pluralpref.inference.global_state import borrowed_state, child_seed
+from pluralpref.inference.posterior_coordinates import Coordinates
+from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
+from pluralpref.inference.posterior_problem import PosteriorProblem
+from pluralpref.inference.posterior_start import find_start
+
+#: Above this the estimate's error is neither small nor known (Vehtari et al., section 3).
+MAX_PARETO_K = 0.7
+#: Degrees of freedom of the proposals: tails heavier than any posterior here, few proposals wasted in them.
+_DEGREES = 5.0
+_RESTARTS = 3
+#: Rounds in which the proposal's mean and covariance are taken from the weighted draws, where the first don't fit.
+_ADAPTATIONS = 3
+_NEWTON_STEPS = 12
+#: Of a Newton step, in standard deviations of the posterior.
+_CLOSE = 1e-3
+#: Two modes further apart than this, in standard deviations, are two.
+_APART = 1.0
+#: A folded coordinate is even around 0, where its law may be degenerate: its curvature is taken beside it.
+_BESIDE_ZERO = 1e-4
+_MOST_FOLDED = 8
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """A maximum of the density: where, log p there, and the covariance that belongs to the curvature."""
+
+    location: Tensor
+    height: float
+    covariance: Tensor
+
+
+def run_laplace(problem: PosteriorProblem, settings: SamplerSettings) -> EngineResult:
+    """Draws that depend on ``settings.seed`` alone.
+
+    :raises InferenceError: if no mode is found, the Hessian isn't positive definite, or Pareto k-hat is above 0.7; the
+        message names the method to use instead.
+    """
+    with warnings.catch_warnings(), borrowed_state(child_seed(settings.seed, 0), threads=1):
+        # What is tried far outside of the posterior has no weight; an integral that is hard there is no news.
+        warnings.simplefilter("ignore", NumericsWarning)
+        target = _Target(Coordinates(problem))
+        modes = _find_modes(target)
+        with _progress(settings) as bar:
+            draws, facts, stats = _importance_resample(target, modes, settings, bar)
+    shape = (settings.num_chains, settings.num_samples)
+    draws = {name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()}
+    return EngineResult(draws, {name: value.reshape(shape) for name, value in stats.items()}, facts)
+
+
+class _Target:
+    """The log-density in flat coordinates (d,)."""
+
+    def __init__(self, coordinates: Coordinates) -> None:
+        self.coordinates = coordinates
+        self.problem = coordinates.problem
+        start = find_start(coordinates)
+        self.shapes = {name: value.shape for name, value in start.items()}
+        self.folded = torch.cat(
+            [torch.full((max(1, shape.numel()),), coordinates.is_folded(name)) for name, shape in self.shapes.items()]
+        )
+        if int(self.folded.sum()) > _MOST_FOLDED:
+            raise InferenceError(
+                f"{int(self.folded.sum())} spreads whose posterior may reach 0 are too many for method='laplace' "
+                f"(at most {_MOST_FOLDED}): use method='nuts'"
+            )
+
+    def start(self) -> Tensor:
+        """A jittered start, flat."""
+        return torch.cat([value.reshape(-1) for value in find_start(self.coordinates).values()])
+
+    def split(self, z: Tensor) -> dict[str, Tensor]:
+        """(..., d) to coordinates by parameter name, (..., *shape)."""
+        parts = torch.split(z, [max(1, shape.numel()) for shape in self.shapes.values()], -1)
+        return {
+            name: part.reshape((*z.shape[:-1], *shape))
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def fast(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the log-density and its gradient."""
+        leaf = torch.tensor(z, dtype=torch.float64, requires_grad=True)
+        value = self.coordinates.potential(self.split(leaf))
+        (slope,) = torch.autograd.grad(value, leaf)
+        if not bool(torch.isfinite(value)) or not bool(torch.isfinite(slope).all()):
+            return math.inf, np.zeros_like(z)
+        return float(value.detach()), slope.numpy()
+
+    def curvature(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(gradient, Hessian) of minus the log-density, exact, from twice differentiable marginals."""
+        z = torch.where(self.folded & (z.abs() < _BESIDE_ZERO), torch.full_like(z, _BESIDE_ZERO), z)
+
+        def prior(x: Tensor) -> Tensor:
+            values, jacobian = self.coordinates.constrain(self.split(x))
+            return self.problem.log_prior_at(values) + jacobian
+
+        pieces = [
+            lambda x, piece=piece: piece(self.coordinates.constrain(self.split(x))[0])
+            for piece in self.problem.smooth_pieces()
+        ]
+        gradient, hessian = torch.zeros_like(z), torch.zeros(z.shape[0], z.shape[0], dtype=z.dtype)
+        for piece in (prior, *pieces):
+            leaf = z.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(piece(leaf), leaf, create_graph=True)
+            gradient -= slope.detach()
+            for i in range(z.shape[0]):
+                if slope.requires_grad:
+                    (row,) = torch.autograd.grad(slope[i], leaf, retain_graph=True, allow_unused=True)
+                    hessian[i] -= 0 if row is None else row
+        return gradient, (hessian + hessian.T) / 2
+
+    @torch.no_grad()
+    def log_density(self, z: Tensor) -> Tensor:
+        """(S, d) to (S,); -inf where it isn't a number."""
+        values, jacobian = self.coordinates.constrain_rows(self.split(z))
+        prior = self.problem.log_prior(values) + jacobian
+        value = torch.full_like(prior, -math.inf)
+        inside = torch.isfinite(prior)
+        if bool(inside.any()):
+            kept = {name: x[inside] for name, x in values.items()}
+            value[inside] = prior[inside] + self.problem.total_log_likelihood(kept)
+        return torch.nan_to_num(value, nan=-math.inf, posinf=-math.inf)
+
+    def named(self, index: int) -> str:
+        """The parameter that a flat coordinate belongs to."""
+        names = [name for name, shape in self.shapes.items() for _ in range(max(1, shape.numel()))]
+        return names[index]
+
+
+def _find_modes(target: _Target) -> list[_Mode]:
+    """The highest mode, and others found on the way that aren't negligible beside it."""
+    from scipy.optimize import minimize
+
+    found: list[_Mode] = []
+    reasons: list[str] = []
+    for _ in range(1 + _RESTARTS):
+        start = target.start().numpy()
+        search = minimize(target.fast, start, jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 500})
+        if not np.isfinite(search.fun):
+            reasons.append("the search for a mode left the parameters' range")
+            continue
+        at = torch.tensor(search.x, dtype=torch.float64)
+        at = torch.where(target.folded, at.abs(), at)
+        if any(_distance(mode, at) < _APART for mode in found):
+            continue
+        try:
+            found.append(_polish(target, at))
+        except InferenceError as error:
+            reasons.append(str(error))
+    if not found:
+        raise InferenceError(f"{reasons[0]}. Use method='nuts', or give tighter priors={{...}}")
+    highest = max(mode.height for mode in found)
+    return [mode for mode in found if mode.height > highest - 12]
+
+
+def _distance(mode: _Mode, at: Tensor) -> float:
+    offset = (at - mode.location).unsqueeze(-1)
+    return float((offset.T @ torch.linalg.solve(mode.covariance, offset)).sqrt())
+
+
+def _polish(target: _Target, at: Tensor) -> _Mode:
+    """Newton's method with the exact Hessian from a point near a mode."""
+    value, _ = target.fast(at.numpy())
+    for _ in range(_NEWTON_STEPS):
+        gradient, hessian = target.curvature(at)
+        eigenvalues, vectors = torch.linalg.eigh(hessian)
+        if not bool(torch.isfinite(eigenvalues).all()):
+            raise InferenceError("the Hessian at the mode isn't finite")
+        # Away from the mode, directions that bend the wrong way are walked along by their size.
+        safe = eigenvalues.abs().clamp_min(1e-8 * float(eigenvalues.abs().max()))
+        step = -(vectors @ ((vectors.T @ gradient) / safe))
+        definite = bool((eigenvalues > 1e-10 * eigenvalues.abs().max()).all())
+        size = float((step @ hessian @ step).abs().sqrt())
+        if definite and size < _CLOSE:
+            break
+        length = min(1.0, 3.0 / max(size, 1e-300))
+        while length > 1e-4:
+            trial = at + length * step
+            trial = torch.where(target.folded, trial.abs(), trial)
+            new, _ = target.fast(trial.numpy())
+            if new <= value + 1e-9 * abs(value):
+                break
+            length /= 2
+        else:
+            break
+        at, value = trial, new
+    if not definite:
+        worst = target.named(int(vectors[:, 0].abs().argmax()))
+        raise InferenceError(
+            f"the Hessian of the log posterior isn't positive definite at its mode (smallest eigenvalue "
+            f"{float(eigenvalues[0]):.2g}, mostly {worst}), so the posterior isn't near normal there"
+        )
+    # A few digits less: the last bits of a factorisation depend on where in memory its arguments lie.
+    covariance = torch.linalg.inv(hessian).float().double()
+    return _Mode(at.float().double(), -value, (covariance + covariance.T) / 2)
+
+
+class _Proposal:
+    """A mixture of Student t laws at the modes, made even in the folded coordinates."""
+
+    def __init__(self, modes: list[_Mode], folded: Tensor) -> None:
+        self.folded = folded
+        self.normals = [MultivariateNormal(mode.location, mode.covariance) for mode in modes]
+        logs = torch.tensor([mode.height for mode in modes], dtype=torch.float64)
+        logs = logs + torch.stack([torch.logdet(mode.covariance) for mode in modes]) / 2
+        self.log_weights = logs - torch.logsumexp(logs, 0)
+        signs = itertools.product(*([[1.0, -1.0] if flag else [1.0] for flag in folded.tolist()]))
+        self.signs = torch.tensor(list(signs), dtype=torch.float64)
+
+    def sample(self, count: int) -> Tensor:
+        """(count, d), folded."""
+        which = torch.multinomial(self.log_weights.exp(), count, replacement=True)
+        chi2 = torch.distributions.Chi2(torch.tensor(_DEGREES, dtype=torch.float64)).sample((count, 1))
+        drawn = torch.stack([normal.sample((count,)) for normal in self.normals])[which, torch.arange(count)]
+        centre = torch.stack([normal.loc for normal in self.normals])[which]
+        z = centre + (drawn - centre) * torch.sqrt(_DEGREES / chi2)
+        return torch.where(self.folded, z.abs(), z)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(S, d) to (S,): of folded points."""
+        d = z.shape[1]
+        terms = []
+        for weight, normal in zip(self.log_weights, self.normals, strict=True):
+            constant = (
+                math.lgamma((_DEGREES + d) / 2)
+                - math.lgamma(_DEGREES / 2)
+                - d / 2 * math.log(_DEGREES * math.pi)
+                - normal.scale_tril.diagonal().log().sum()
+            )
+            for sign in self.signs:
+                offset = (z * sign - normal.loc).T
+                distance = torch.linalg.solve_triangular(normal.scale_tril, offset, upper=False).square().sum(0)
+                terms.append(weight + constant - (_DEGREES + d) / 2 * torch.log1p(distance / _DEGREES))
+        return torch.logsumexp(torch.stack(terms), 0)
+
+
+def _importance_resample(
+    target: _Target, modes: list[_Mode], settings: SamplerSettings, bar: Any
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, np.ndarray]]:
+    best: tuple[float, Tensor, Tensor, Tensor] | None = None
+    proposal, rounds = _Proposal(modes, target.folded), 0
+    for _ in range(1 + _ADAPTATIONS):
+        rounds += 1
+        z = proposal.sample(settings.num_proposals)
+        value = torch.cat([_shown(bar, target.log_density(part)) for part in z.split(500)])
+        smoothed, k = pareto_smooth(value - proposal.log_prob(z))
+        if best is None or k < best[0]:
+            best = (k, z, torch.as_tensor(smoothed), value)
+        if k <= MAX_PARETO_K:
+            break
+        adapted = _from_weights(best[1], best[2])
+        if adapted is None:
+            break
+        proposal = _Proposal([adapted], target.folded)
+    assert best is not None
+    k, z, log_weights, value = best
+    weights = log_weights.exp()
+    effective = 1 / float(weights.square().sum())
+    if not k <= MAX_PARETO_K:
+        raise InferenceError(
+            f"importance resampling can't be relied on: Pareto k-hat {k:.2f} is above {MAX_PARETO_K} after "
+            f"{rounds} round(s) of {settings.num_proposals} proposals, so the posterior of {', '.join(target.shapes)} "
+            "is too far from normal for method='laplace'. Use method='nuts', or give tighter priors={...}"
+        )
+    rows = _systematic(weights, settings.num_samples * settings.num_chains)
+    values, _ = target.coordinates.constrain_rows(target.split(z[rows]))
+    facts = {
+        "pareto_k": k,
+        "importance_ess": effective,
+        "num_proposals": settings.num_proposals,
+        "proposal_rounds": rounds,
+        "num_modes": len(modes),
+    }
+    stats = {"lp": value[rows].numpy()}
+    return {name: x.detach().double() for name, x in values.items()}, facts, stats
+
+
+def _from_weights(z: Tensor, log_weights: Tensor) -> _Mode | None:
+    """A proposal with the weighted draws' mean and covariance."""
+    weights = log_weights.exp()
+    if 1 / float(weights.square().sum()) < 2 * z.shape[1] + 5:
+        return None
+    mean = weights @ z
+    offset = z - mean
+    covariance = (offset * weights[:, None]).T @ offset
+    covariance = (1.2 * covariance + 1e-10 * torch.diag(covariance.diagonal())).float().double()
+    return _Mode(mean.float().double(), 0.0, (covariance + covariance.T) / 2)
+
+
+def _systematic(weights: Tensor, count: int) -> Tensor:
+    """Numbers of resampled draws, each about count times its weight, in random order."""
+    edges = weights.cumsum(0)
+    points = (torch.arange(count, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / count * edges[-1]
+    return torch.searchsorted(edges, points).clamp_max(len(weights) - 1)[torch.randperm(count)]
+
+
+class _progress:
+    """A bar over the proposals, whose number isn't known before."""
+
+    def __init__(self, settings: SamplerSettings) -> None:
+        self.bar: Any = None
+        if settings.progress_bar:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(desc="posterior (laplace)", unit="proposal", dynamic_ncols=True)
+
+    def __enter__(self) -> Any:
+        return self.bar
+
+    def __exit__(self, *error: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _shown(bar: Any, values: Tensor) -> Tensor:
+    if bar is not None:
+        bar.update(len(values))
+    return values
