@@ -2,6 +2,13 @@
 
 from pluralpref.diagnostics.calibration import simulation_based_calibration
 from pluralpref.diagnostics.calibration_result import CalibrationResult
+from pluralpref.diagnostics.comparison import (
+    Comparison,
+    LikelihoodRatio,
+    compare,
+    default_models,
+    likelihood_ratio_test,
+)
 from pluralpref.diagnostics.families import FamilyFacts, describe_family
 from pluralpref.diagnostics.plots import (
     plot_calibration,
@@ -18,11 +25,16 @@ from pluralpref.inference.arviz_data import hdi, load_netcdf, loo, make_inferenc
 
 __all__ = [
     "CalibrationResult",
+    "Comparison",
     "FamilyFacts",
+    "LikelihoodRatio",
     "Report",
     "Table",
+    "compare",
+    "default_models",
     "describe_family",
     "hdi",
+    "likelihood_ratio_test",
     "load_netcdf",
     "loo",
     "make_inference_data",

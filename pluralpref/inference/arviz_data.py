@@ -158,6 +158,28 @@ def pareto_smooth(log_ratios: Any) -> tuple[np.ndarray, float]:
     return weights, float(k)
 
 
+def compare_loo(
+    log_likelihoods: Mapping[str, np.ndarray],
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Models side by side by PSIS-LOO, with stacking weights.
+
+    :param log_likelihoods: by model (chain, draw, units), nats.
+    :returns: (a pandas ``DataFrame``, the best model first: elpd_loo, se, p_loo, elpd_diff, dse, weight, high_k (units
+        with Pareto k-hat above 0.7); elpd of each unit by model, (units,)).
+    """
+    import arviz
+
+    with _quiet():
+        results = {}
+        for name, values in log_likelihoods.items():
+            data = make_inference_data({"posterior": {"dummy": values[..., 0]}, "log_likelihood": {"y": values}})
+            results[name] = arviz.loo(data, pointwise=True, reff=1.0)
+        table = arviz.compare(results, ic="loo", method="stacking", scale="log")
+    high = [int((results[name].pareto_k.values > 0.7).sum()) for name in table.index]
+    table = table.assign(high_k=high)[["elpd_loo", "se", "p_loo", "elpd_diff", "dse", "weight", "high_k"]]
+    return table, {name: result.loo_i.values for name, result in results.items()}
+
+
 def save_netcdf(data: InferenceData, path: str | os.PathLike[str]) -> Path:
     """Write ``data`` as NetCDF; the file appears complete or not at all.
 

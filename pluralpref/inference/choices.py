@@ -75,6 +75,9 @@ def as_choices(
     :raises DataError: if a value can't be used; the message names the column and the first rows.
     """
     names: Any = None
+    overridden = any(x is not None for x in (annotator, weight, preferred, groups, covariates))
+    if isinstance(margins, Choices) and not overridden:
+        return margins
     if hasattr(margins, "margins"):
         table = margins
         margins = table.margins

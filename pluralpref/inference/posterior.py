@@ -30,7 +30,6 @@ _OPTIONS_OF = {
     "nuts": ("num_warmup", "target_accept_prob", "max_tree_depth"),
     "svi": ("guide", "num_steps", "learning_rate", "batch_size"),
 }
-_NUM_PROPOSALS = 4000
 _LEAST = {
     "num_samples": 4,
     "num_warmup": 0,
@@ -111,12 +110,13 @@ def fit_posterior(
         are laid out in as many chains, so that all of ArviZ works on them.
     :param seed: any integer >= 0.
     :param progress_bar: by default, only when stderr is a terminal.
-    :param num_proposals: (laplace) points that are weighted, default 4000, or as many as draws are wanted if that is more.
+    :param num_proposals: (laplace) points that are weighted, default 4000 or the number of draws, if that is more; 1000
+        where the likelihood can't be tabulated (covariates, families that can only be drawn).
     :param num_warmup: (nuts) steps in which the sampler adapts; not kept. Default 500.
     :param target_accept_prob: (nuts) default 0.8; raise it against divergent transitions.
     :param max_tree_depth: (nuts) a transition takes at most ``2**max_tree_depth - 1`` steps; default 10.
     :param guide: (svi) the class of ``pyro.infer.autoguide``, default ``"AutoMultivariateNormal"``.
-    :param num_steps: (svi) default 3000.
+    :param num_steps: (svi) default 2000.
     :param learning_rate: (svi) at the start, default 0.02; it falls a hundredfold.
     :param batch_size: (svi) annotators, or pairs, in each step; default all.
     :raises DataError: for data that can't be used; the message names the column and the rows.
@@ -204,7 +204,4 @@ def _candidates(method: str, given: Mapping[str, Any]) -> tuple[list[str], str]:
 def _settings(method: str, values: Mapping[str, Any]) -> SamplerSettings:
     other = {option for name, options in _OPTIONS_OF.items() if name != method for option in options}
     own = {name: value for name, value in values.items() if name not in other}
-    count = own["num_samples"] * own["num_chains"]
-    if method == "laplace" and own.setdefault("num_proposals", max(_NUM_PROPOSALS, count)) < count:
-        raise ConfigError(f"num_proposals={own['num_proposals']} is fewer than the {count} draws wanted: raise it")
     return SamplerSettings(**own)

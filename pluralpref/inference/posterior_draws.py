@@ -29,7 +29,8 @@ class PosteriorDraws:
 
     Names of the draws: the family's own parameters; ``beta_mean`` and ``beta_cv``, the mean and coefficient of
     variation of the distribution of :math:`\beta` under each draw; ``beta``, the strength of a person who isn't in
-    the data; with annotators ``beta_annotator``, each person's strength given their choices.
+    the data (groups' effects and covariates are 0 for it and for the moments; ``beta_mean_context`` has the mean for each
+    set of the columns' values); with annotators ``beta_annotator``, each person's strength given their choices.
 
     :param draws: (chain, draw) arrays by name (``beta_annotator``: one more dimension).
     :param prior: (1, draw) arrays by name.

@@ -21,9 +21,9 @@ class SamplerSettings:
     progress_bar: bool = False
     target_accept_prob: float = 0.8
     max_tree_depth: int = 10
-    num_proposals: int = 4000
+    num_proposals: int | None = None
     guide: str = "AutoMultivariateNormal"
-    num_steps: int = 3000
+    num_steps: int = 2000
     learning_rate: float = 0.02
     batch_size: int | None = None
 

@@ -35,6 +35,8 @@ from pluralpref.inference.posterior_start import find_start
 MAX_PARETO_K = 0.7
 #: Degrees of freedom of the proposals: tails heavier than any posterior here, few proposals wasted in them.
 _DEGREES = 5.0
+#: By default; fewer where each costs a direct integration of all choices.
+_PROPOSALS, _DIRECT_PROPOSALS = 4000, 1000
 _RESTARTS = 3
 #: Rounds in which the proposal's mean and covariance are taken from the weighted draws, where the first don't fit.
 _ADAPTATIONS = 3
@@ -265,10 +267,14 @@ def _importance_resample(
     target: _Target, modes: list[_Mode], settings: SamplerSettings, bar: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, np.ndarray]]:
     best: tuple[float, Tensor, Tensor, Tensor] | None = None
+    count = settings.num_samples * settings.num_chains
+    num_proposals = settings.num_proposals
+    if num_proposals is None:
+        num_proposals = max(_PROPOSALS, count) if target.problem.cells else _DIRECT_PROPOSALS
     proposal, rounds = _Proposal(modes, target.folded), 0
     for _ in range(1 + _ADAPTATIONS):
         rounds += 1
-        z = proposal.sample(settings.num_proposals)
+        z = proposal.sample(num_proposals)
         value = torch.cat([_shown(bar, target.log_density(part)) for part in z.split(500)])
         smoothed, k = pareto_smooth(value - proposal.log_prob(z))
         if best is None or k < best[0]:
@@ -286,15 +292,15 @@ def _importance_resample(
     if not k <= MAX_PARETO_K:
         raise InferenceError(
             f"importance resampling can't be relied on: Pareto k-hat {k:.2f} is above {MAX_PARETO_K} after "
-            f"{rounds} round(s) of {settings.num_proposals} proposals, so the posterior of {', '.join(target.shapes)} "
+            f"{rounds} round(s) of {num_proposals} proposals, so the posterior of {', '.join(target.shapes)} "
             "is too far from normal for method='laplace'. Use method='nuts', or give tighter priors={...}"
         )
-    rows = _systematic(weights, settings.num_samples * settings.num_chains)
+    rows = _systematic(weights, count)
     values, _ = target.coordinates.constrain_rows(target.split(z[rows]))
     facts = {
         "pareto_k": k,
         "importance_ess": effective,
-        "num_proposals": settings.num_proposals,
+        "num_proposals": num_proposals,
         "proposal_rounds": rounds,
         "num_modes": len(modes),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from pluralpref._version import __version__
-from pluralpref.errors import ConfigError, DataWarning
+from pluralpref.errors import ConfigError, DataError, DataWarning
 from pluralpref.inference import arviz_data
+from pluralpref.inference.choices import Choices, as_choices
+from pluralpref.inference.conditional import ConditionalStrengths
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_checks import check_convergence, check_identification
 from pluralpref.inference.posterior_draws import PosteriorDraws
 from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
 from pluralpref.inference.posterior_panel import conditional_strengths
 from pluralpref.inference.posterior_predict import draw_choices, draw_prior, population_strengths
-from pluralpref.inference.posterior_problem import PosteriorProblem
+from pluralpref.inference.posterior_problem import MOST_CELLS, PosteriorProblem
 from pluralpref.models.serialization import describe_arguments
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ PRIOR_DRAWS = 1000
 POINTWISE_LIMIT = 100_000_000
 
 _POINTWISE = ("log_likelihood", "posterior_predictive")
+#: Dimensions with a meaning of their own, which a column may be named like.
+_TAKEN = ("chain", "draw", "pair", "annotator", "context")
 
 
 class Posterior(PosteriorDraws):
@@ -66,6 +70,11 @@ class Posterior(PosteriorDraws):
         draws = {name: values.reshape(shape).numpy() for name, values in derived.items()}
         draws |= {name: values.numpy() for name, values in result.draws.items()}
         prior |= self._prior_parameters
+        contexts = problem.contexts
+        if contexts is not None and contexts.num_cells <= MOST_CELLS:
+            rows = contexts.rows(torch.arange(contexts.num_cells))
+            by_context, _ = problem.moments(flat, rows, contexts.num_cells)
+            draws["beta_mean_context"] = by_context.reshape(*shape, -1).numpy()
         divergences = int(result.stats["diverging"].sum()) if "diverging" in result.stats else 0
         convergence = check_convergence({name: draws[name] for name in problem.names}, divergences, method, result)
         prior_arrays = {name: values.numpy()[None] for name, values in prior.items()}
@@ -76,6 +85,20 @@ class Posterior(PosteriorDraws):
     @property
     def _flat(self) -> dict[str, Tensor]:
         return {name: value.flatten(0, 1) for name, value in self._result.draws.items()}
+
+    @property
+    def problem(self) -> PosteriorProblem:
+        """The collapsed model with its data: the likelihood of any draws."""
+        return self._problem
+
+    @property
+    def choices(self) -> Choices:
+        """The data."""
+        return self._problem.choices
+
+    def thinned(self, num_draws: int) -> dict[str, Tensor]:
+        """At most so many evenly spaced draws of the parameters, (draws, ...) by name."""
+        return self._thinned(num_draws)
 
     @property
     def annotators(self) -> tuple[Any, ...]:
@@ -109,12 +132,62 @@ class Posterior(PosteriorDraws):
         h = torch.as_tensor(margins, dtype=torch.float64)
         return self._problem.probability(self._thinned(num_draws), h).numpy()
 
+    def beta_given_choices(
+        self,
+        margins: Any = None,
+        *,
+        annotator: Any = None,
+        weight: Any = None,
+        preferred: Any = None,
+        groups: Mapping[str, Any] | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        num_draws: int = 200,
+    ) -> ConditionalStrengths:
+        """The conditional posterior of beta for each person, or pair, given what was chosen; by quadrature.
+
+        Without margins, of the annotators (or pairs) that the posterior was fitted on. With margins, of others that it
+        hasn't seen; the columns are those of :func:`~pluralpref.inference.fit_posterior`.
+
+        ::
+
+            people = posterior.beta_given_choices()
+            people.table()            # mean, interval, less sensitive than the median, opposed
+            new = posterior.beta_given_choices(margins, annotator=labels)
+
+        :param num_draws: average over so many (evenly thinned) draws of the parameters.
+        :raises ConfigError: if columns are given without margins.
+        :raises DataError: for data that can't be used, and for annotators that the posterior was fitted on.
+        :raises UnsupportedError: where columns that the strength reads change between one person's choices.
+        """
+        draws = self._thinned(num_draws)
+        if margins is None:
+            given = [
+                n for n, v in (("annotator", annotator), ("weight", weight), ("preferred", preferred)) if v is not None
+            ]
+            if given or groups or covariates:
+                raise ConfigError(
+                    "columns without margins have no effect: give margins, or nothing for the fitted people"
+                )
+            return ConditionalStrengths(self._problem.twin, draws, self._problem.choices, seen=True)
+        choices = as_choices(
+            margins, annotator=annotator, weight=weight, preferred=preferred, groups=groups, covariates=covariates
+        )
+        known = set(self.annotators) & set(choices.annotator_names)
+        if known:
+            raise DataError(
+                f"annotator {sorted(map(str, known))[0]!r} is one of {len(known)} that the posterior was fitted on: their "
+                "choices would count twice; leave margins out for them, or fit again with all of their choices"
+            )
+        return ConditionalStrengths(self._problem.twin, draws, choices, seen=False)
+
     # -- ArviZ ---------------------------------------------------------------------------------------------------
 
     def to_arviz(self, groups: Sequence[str] | None = None) -> InferenceData:
         """Everything as ArviZ ``InferenceData``, for ``az.summary``, ``az.loo``, ``az.plot_*``.
 
-        Dimensions: ``chain``, ``draw``, ``pair`` (the row), ``annotator`` (the label). ``log_likelihood`` has one
+        Dimensions: ``chain``, ``draw``, ``pair`` (the row), ``annotator`` (the label), and those of vectors of
+        parameters, such as the groups' column. ``beta_mean_context`` is the mean of beta for each set of people with the
+        same columns, where the strength reads columns. ``log_likelihood`` has one
         value for each pair, or, with annotators, for each annotator, so that ``az.loo`` leaves one annotator out; it
         is in float32 and includes the weights. ``posterior_predictive`` are new choices of the same people in the same
         pairs (with annotators), or of new people. ``lp`` in ``sample_stats`` is the log joint density in the sampler's
@@ -132,7 +205,14 @@ class Posterior(PosteriorDraws):
         if self.is_panel:
             coords["annotator"] = np.array(_plain_labels(data.annotator_names))
         dims: dict[str, list[str]] = {"beta_annotator": ["annotator"], "preferred": ["pair"], "margin": ["pair"]}
-        dims |= {name: ["pair"] for name in ("weight", "annotator_index", *data.groups)}
+        dims |= {name: ["pair"] for name in ("weight", "annotator_index", *data.groups, *data.covariates)}
+        for name, axes in self._problem.twin.parameter_coords().items():
+            named = {f"{axis}_of_parameter" if axis in _TAKEN else axis: labels for axis, labels in axes.items()}
+            dims[name] = list(named)
+            coords |= named
+        if self._problem.contexts is not None and "beta_mean_context" in self._draws:
+            dims["beta_mean_context"] = ["context"]
+            coords["context"] = self._problem.contexts.labels()
         result = arviz_data.make_inference_data(
             {name: values for name, values in names.items() if name != "log_likelihood"},
             dims=dims,
@@ -205,7 +285,7 @@ class Posterior(PosteriorDraws):
         constant["weight"] = np.ones(data.num_pairs) if data.weight is None else data.weight.numpy()
         if data.annotator is not None:
             constant["annotator_index"] = data.annotator.numpy()
-        return constant | dict(data.groups)
+        return constant | dict(data.groups) | dict(data.covariates)
 
     def _facts(self, method: str, seconds: float, reason: str) -> dict[str, Any]:
         problem, settings = self._problem, self._settings

@@ -42,7 +42,7 @@ GUIDES = (
 )
 _MAX_PARETO_K = 0.7
 #: Each step's gradient averages over so many draws of the guide.
-_PARTICLES = 4
+_PARTICLES = 2
 #: The norm that a step's gradient is cut to.
 _LARGEST_GRADIENT = 100.0
 #: Converged: over the last two fifths, the mean loss fell by less than this many of its standard errors, or nats.
