@@ -37,8 +37,6 @@ from pluralpref.models import StrengthModel
 MAX_FAILED = 0.05
 _DERIVED = ("beta_mean", "beta_cv", "log_likelihood")
 _REASON_WIDTH = 160
-#: Options of fit_posterior that simulated choices replace, or that change no draw.
-_WITHOUT_EFFECT = ("preferred", "groups")
 
 #: A further test quantity: parameters by name, and the simulated choices, to a number.
 Quantity = Callable[[Mapping[str, Tensor], Choices], float]
@@ -50,6 +48,8 @@ def simulation_based_calibration(
     *,
     annotator: Any = None,
     weight: Any = None,
+    groups: Mapping[str, Any] | None = None,
+    covariates: Mapping[str, Any] | None = None,
     priors: Mapping[str, Distribution] | None = None,
     method: str | None = None,
     num_simulations: int = 200,
@@ -72,8 +72,9 @@ def simulation_based_calibration(
     and the rank of a quantity is the number of draws below its true value, :math:`\#\{l : f(\theta_l, y) <
     f(\theta^*, y)\}`, ties broken at random. If :math:`q` is the posterior, every rank is uniform on 0, …, L [1]. The
     quantities: each component of each parameter; ``beta_mean`` and ``beta_cv``, the moments of the distribution of
-    :math:`\beta`, where they vary; and ``log_likelihood``, of all choices. Ranks of the parameters alone are uniform
-    too for a method that returns the prior; those of the log-likelihood, which depends on the data, are not [2].
+    :math:`\beta` (without groups and covariates), where they vary; and ``log_likelihood``, of all choices. Ranks of the
+    parameters alone are uniform too for a method that returns the prior; those of the log-likelihood, which depends on
+    the data, are not [2].
 
     The result holds for the margins, annotators and priors given here: take those of the study. Priors as wide as
     :meth:`~pluralpref.models.StrengthModel.default_priors` spend most simulations on choices that are all but
@@ -86,10 +87,13 @@ def simulation_based_calibration(
     The ranks depend on ``seed`` alone; everything runs in one thread. Global state is left as it was.
 
     :param strength: the model of beta. It isn't changed.
-    :param margins: (pairs,) in nats; or a margins table, whose annotators and weights are used; its choices aren't.
+    :param margins: (pairs,) in nats; or a margins table, whose annotators, weights and columns are used; its choices
+        aren't.
     :param annotator: labels, one for each pair: a person's choices share one beta.
     :param weight: (pairs,) of 0 (the pair has no say) and 1. Another weight makes no likelihood of simulated
         choices, so there would be nothing to be calibrated against.
+    :param groups: columns of labels by name, as far as the strength reads them.
+    :param covariates: columns of numbers by name, likewise.
     :param priors: by parameter name; others get the default ones. Both truths and fits use them.
     :param method: of :func:`~pluralpref.inference.fit_posterior`, by default ``"laplace"``.
     :param num_simulations: data sets. 200 show a posterior that is 30 % too narrow.
@@ -97,13 +101,13 @@ def simulation_based_calibration(
     :param quantities: further functions by name, called with the parameters by name (without dimensions of draws)
         and the :class:`~pluralpref.inference.choices.Choices`, that return a number; NaN counts as infinity.
     :param fit: replaces ``fit_posterior``, to check inference of one's own. Called as ``fit(strength, margins,
-        annotator=codes or None, preferred=..., seed=...)`` (and ``weight=`` where weights were given), with priors
-        set in ``strength`` and tensors (pairs,); returns an object whose ``draws(name)`` has shape
+        annotator=codes or None, preferred=..., seed=...)`` (and ``weight=``, ``groups=``, ``covariates=`` where there are
+        any), with priors set in ``strength`` and tensors (pairs,); returns an object whose ``draws(name)`` has shape
         (chain, draw, ...) or (draw, ...) for each parameter.
     :param seed: any integer >= 0.
     :param progress_bar: by default, only when stderr is a terminal.
     :param fit_options: further options of ``fit_posterior``, such as ``num_samples``.
-    :raises DataError: for margins, annotators or weights that can't be used.
+    :raises DataError: for margins, annotators, weights or columns that can't be used.
     :raises ConfigError: for an option out of range or without effect, or fewer draws than ``num_draws``.
     :raises UnsupportedError: as ``fit_posterior``.
     :raises InferenceError: if every fit failed.
@@ -118,14 +122,24 @@ def simulation_based_calibration(
     for name, value, least in (("num_simulations", num_simulations, 2), ("num_draws", num_draws, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name}={value!r}: must be an integer of at least {least}")
-    idle = sorted(set(fit_options) & set(_WITHOUT_EFFECT))
+    if "preferred" in fit_options:
+        raise ConfigError("preferred: the choices are simulated; leave it out")
+    read = getattr(strength, "context_columns", ())
+    idle = [name for name in {**(groups or {}), **(covariates or {})} if name not in read]
     if idle:
-        raise ConfigError(f"{', '.join(idle)}: no effect on the ranks of simulated choices; leave it out")
+        raise ConfigError(
+            f"groups or covariates {', '.join(idle)}: {type(strength).__name__} doesn't read them; leave them out"
+        )
     if fit is not None and (method is not None or fit_options):
         unused = ", ".join([*(["method"] if method is not None else []), *fit_options])
         raise ConfigError(f"{unused}: options of fit_posterior have no effect with fit=...; leave one of the two out")
-    given = as_choices(margins, annotator=annotator, weight=weight)
-    choices = replace(given, preferred=torch.ones_like(given.margins), groups={})
+    given = as_choices(margins, annotator=annotator, weight=weight, groups=groups, covariates=covariates)
+    choices = replace(
+        given,
+        preferred=torch.ones_like(given.margins),
+        groups={name: given.groups[name] for name in given.groups if name in read},
+        covariates={name: given.covariates[name] for name in given.covariates if name in read},
+    )
     if choices.weight is not None and not ((choices.weight == 0) | (choices.weight == 1)).all():
         raise ConfigError(
             "weight: a weighted likelihood isn't that of the simulated choices, so its posterior isn't calibrated; "
@@ -220,7 +234,7 @@ class _Ranking:
         values = dict(_components(joined))
         mean, cv = problem.moments(joined)
         values = {"beta_mean": mean, "beta_cv": cv} | values
-        values["log_likelihood"] = problem.log_likelihood(joined).double().sum(-1)
+        values["log_likelihood"] = problem.total_log_likelihood(joined)
         arrays = {name: value.numpy() for name, value in values.items()}
         for name, function in self.quantities.items():
             rows = [function({key: value[row] for key, value in joined.items()}, data)
@@ -259,8 +273,9 @@ def _library_fit(
 
 
 def _run(fit: Callable[..., Any], strength: StrengthModel, data: Choices, seed: int) -> Any:
-    weight = {} if data.weight is None else {"weight": data.weight}
-    return fit(strength, data.margins, annotator=data.annotator, preferred=data.preferred, seed=seed, **weight)
+    present: dict[str, Any] = {} if data.weight is None else {"weight": data.weight}
+    present |= {name: columns for name in ("groups", "covariates") if (columns := getattr(data, name))}
+    return fit(strength, data.margins, annotator=data.annotator, preferred=data.preferred, seed=seed, **present)
 
 
 def _parameter_draws(design: PosteriorProblem, posterior: Any) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from pluralpref.errors import (
 )
 from pluralpref.inference import MonteCarlo, fit_posterior
 from pluralpref.inference.posterior_problem import PosteriorProblem
-from pluralpref.models import FixedStrength, GammaStrength, LatentClassStrength, LogNormalStrength
+from pluralpref.models import FixedStrength, GammaStrength, GroupStrength, LatentClassStrength, LogNormalStrength
 
 LOG_MEAN, LOG_SD = -0.5, 0.7
 PRIOR = {"beta_mean": LogNormal(LOG_MEAN, LOG_SD)}
@@ -61,10 +61,9 @@ def grid_fit(log_scale=1.0, shift=0.0, sign=1.0, ignore_data=False):
     return fit
 
 
-def calibrate_fixed(fit, seed=1, **options):
-    return simulation_based_calibration(
-        FixedStrength(0.5, learned=True), MARGINS, priors=PRIOR, fit=fit, seed=seed, **options
-    )
+def calibrate_fixed(fit, **options):
+    options = {"seed": 1, "num_draws": 50, **options}
+    return simulation_based_calibration(FixedStrength(0.5, learned=True), MARGINS, priors=PRIOR, fit=fit, **options)
 
 
 def test_exact_posterior_is_uniform():
@@ -73,8 +72,8 @@ def test_exact_posterior_is_uniform():
     assert result.names == ["beta_mean", "log_likelihood"]
     for ranks in result.ranks.values():
         assert ranks.shape == (400,)
-        assert 0 <= ranks.min() < 10
-        assert 190 < ranks.max() <= 200
+        assert ranks.min() == 0
+        assert ranks.max() == 50
     assert "all 2 quantities uniform" in repr(result)
     assert list(result.summary()["verdict"]) == ["uniform"] * 2
 
@@ -142,7 +141,6 @@ def gamma_panel_fit(annotator_known=True, num_draws=60):
     return fit
 
 
-@pytest.mark.slow
 def test_panel_is_simulated_with_one_strength_a_person():
     result = simulation_based_calibration(
         GammaStrength(), PANEL, annotator=ANNOTATOR, priors=PANEL_PRIORS, fit=gamma_panel_fit(), num_draws=60, seed=2
@@ -151,7 +149,6 @@ def test_panel_is_simulated_with_one_strength_a_person():
     assert set(result.names) == {"beta_mean", "beta_cv", "log_likelihood"}
 
 
-@pytest.mark.slow
 def test_posterior_that_ignores_who_chose_is_caught():
     result = simulation_based_calibration(
         GammaStrength(),
@@ -172,7 +169,7 @@ def test_ties_are_broken_at_random():
     quantities = {"constant": lambda parameters, choices: 0.0, "won": lambda p, c: float(p["beta_mean"] > 0.6)}
     result = calibrate_fixed(grid_fit(), quantities=quantities)
     assert result.uniform(0.95)
-    assert np.unique(result.ranks["constant"]).size > 100
+    assert np.unique(result.ranks["constant"]).size > 40
 
 
 def test_further_quantity_sees_parameters_and_choices():
@@ -258,10 +255,51 @@ def test_pairs_of_weight_zero_have_no_say():
         return grid_fit()(strength, margins[:30], annotator=annotator, preferred=preferred[:30], seed=seed)
 
     result = simulation_based_calibration(
-        FixedStrength(0.5, learned=True), np.concatenate([MARGINS, 5 + MARGINS]), weight=weight, priors=PRIOR, fit=fit
+        FixedStrength(0.5, learned=True),
+        np.concatenate([MARGINS, 5 + MARGINS]),
+        weight=weight,
+        priors=PRIOR,
+        fit=fit,
+        num_draws=50,
     )
     assert (np.stack(seen) == weight).all()
     assert result.uniform(0.95)
+
+
+COUNTRY = np.where(np.arange(60) % 2 == 0, "a", "b")
+
+
+def group_fit(misread=False):
+    """The exact posterior of two groups' effects, on a grid; or that of choices sorted into the wrong groups."""
+    standard = norm.ppf((np.arange(300) + 0.5) / 300)
+    beta = 0.7 * np.exp(0.8 * standard)
+
+    def fit(strength, margins, *, annotator, preferred, seed, groups):
+        assert (groups["country"] == COUNTRY).all()
+        h = margins.numpy() * (2 * preferred.numpy() - 1)
+        generator = np.random.default_rng(seed)
+        first = np.arange(60) % 4 < 2 if misread else COUNTRY == "a"
+        effects = []
+        for rows in (first, ~first):
+            log_weight = np.log(expit(beta[:, None] * h[rows])).sum(-1)
+            weight = np.exp(log_weight - log_weight.max())
+            effects.append(generator.choice(standard, p=weight / weight.sum(), size=100))
+        scale = np.exp(np.log(0.8) + 1e-9 * generator.standard_normal(100))
+        return Draws(scale=scale, effect=np.stack(effects, -1))
+
+    return fit
+
+
+@pytest.mark.parametrize("misread", [False, True])
+def test_columns_reach_the_simulation_and_the_fit(misread):
+    # The scale of the groups' effects is all but known, so that the grid is exact.
+    scale = LogNormal(torch.tensor(np.log(0.8)), torch.tensor(1e-9, dtype=torch.float64))
+    strength = GroupStrength(["a", "b"], FixedStrength(0.7), scale=scale, column="country")
+    result = simulation_based_calibration(
+        strength, np.concatenate([MARGINS, MARGINS]), groups={"country": COUNTRY}, fit=group_fit(misread), num_draws=100
+    )
+    assert result.names == ["scale", "effect[0]", "effect[1]", "log_likelihood"]
+    assert result.uniform(0.95 if not misread else 0.999) is not misread
 
 
 # -- fits that fail or warn -------------------------------------------------------------------------------------------
@@ -349,8 +387,9 @@ def test_mistakes_are_not_counted_but_raised(error):
         ({"method": "nuts"}, "method: options of fit_posterior have no effect with fit"),
         ({"num_samples": 9}, "num_samples: options of fit_posterior have no effect"),
         ({"weight": np.full(30, 2.0)}, "weights of 0 and 1 only"),
-        ({"preferred": np.ones(30)}, "preferred: no effect"),
-        ({"groups": {"a": ["b"] * 30}}, "groups: no effect"),
+        ({"preferred": np.ones(30)}, "preferred: the choices are simulated"),
+        ({"groups": {"a": ["b"] * 30}}, "groups or covariates a: FixedStrength doesn't read them"),
+        ({"covariates": {"x": np.ones(30)}}, "groups or covariates x: FixedStrength doesn't read them"),
         ({"quantities": {"beta_mean": len}}, "a quantity of this name already"),
         ({"quantities": {"x": 3}}, "must be a function"),
         ({"quantities": {"x": lambda p, c: "three"}}, r"quantities\['x'\] must return a number"),
@@ -507,12 +546,6 @@ def calibrate_people(strength=None, **options):
     )
 
 
-needs_laplace = pytest.mark.skipif(
-    "laplace" not in posterior_module._ENGINES, reason="fit_posterior has no method 'laplace' yet"
-)
-
-
-@needs_laplace
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [LogNormalStrength, GammaStrength])
 def test_laplace_is_calibrated(family):
@@ -531,7 +564,6 @@ def test_nuts_is_calibrated():
     assert result.uniform(0.99), result.summary()
 
 
-@needs_laplace
 @pytest.mark.slow
 def test_another_prior_than_simulated_is_caught():
     wrong = {"beta_mean": LogNormal(0.0, 0.5), "beta_cv": HalfNormal(0.3)}
@@ -539,7 +571,6 @@ def test_another_prior_than_simulated_is_caught():
     assert not result.uniform(0.99), result.summary()
 
 
-@needs_laplace
 @pytest.mark.slow
 def test_margins_of_the_other_sign_are_caught():
     result = calibrate_people(fit=library_fit(sign=-1.0), num_draws=100, num_simulations=60)
@@ -554,9 +585,14 @@ class FourDraws(PosteriorProblem):
         self.method, self.table, self.reduced, self.cells = MonteCarlo(4), None, None, []
 
 
-@needs_laplace
 @pytest.mark.slow
 def test_biased_monte_carlo_likelihood_is_caught(monkeypatch):
     monkeypatch.setattr(posterior_module, "PosteriorProblem", FourDraws)
-    result = calibrate_people(method="laplace", **FEW_DRAWS)
+    with warnings.catch_warnings():
+        # So rough a likelihood has no mode now and then.
+        warnings.simplefilter("ignore", NumericsWarning)
+        result = calibrate_people(
+            method="laplace", num_simulations=40, num_draws=100, num_samples=200, num_proposals=800
+        )
+    assert result.num_failed < 10
     assert not result.uniform(0.99), result.summary()
