@@ -36,6 +36,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench $(TEST_ARGS)
 	$(BIN)/python benchmarks/marginal_cost.py
 	$(BIN)/python benchmarks/objective_overhead.py
+	$(BIN)/python benchmarks/posterior_samplers.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
