@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a policy together with its distribution of preference strength",
     "margins": "score pairs under a policy and a reference and write a table of margins",
     "posterior": "fit the distribution of preference strength to a table of margins",
+    "compare": "compare families of preference strength by their predictions of left-out people and pairs",
     "report": "write the HTML report of a run",
     "families": "list the families of preference strength, how they are integrated and how exactly",
     "inspect": "show how pairs are read: decoded rows, masks, lengths, what is skipped and why",

@@ -4,6 +4,7 @@ from pluralpref.diagnostics.calibration import simulation_based_calibration
 from pluralpref.diagnostics.calibration_result import CalibrationResult
 from pluralpref.diagnostics.comparison import (
     Comparison,
+    IndependentChoices,
     LikelihoodRatio,
     compare,
     default_models,
@@ -27,6 +28,7 @@ __all__ = [
     "CalibrationResult",
     "Comparison",
     "FamilyFacts",
+    "IndependentChoices",
     "LikelihoodRatio",
     "Report",
     "Table",

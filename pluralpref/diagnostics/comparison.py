@@ -19,7 +19,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,19 @@ _STANDARD_ERRORS = 2.0
 _MOST_VALUES = 20_000_000
 _LEAST_DRAWS = 400
 _MOST_GROUPS = 50
+
+
+@dataclass(frozen=True)
+class IndependentChoices:
+    """A model in which every choice has a strength of its own, also those of one person: annotators are left aside.
+
+    With ``OpposedStrength(FixedStrength(...))`` this is label noise: each choice is flipped with one probability, where in a
+    panel the same law would mean that a share of the people is opposed in all that they choose.
+
+    :param strength: the law of each choice's strength.
+    """
+
+    strength: StrengthModel
 
 
 @dataclass(frozen=True)
@@ -116,16 +129,16 @@ class Comparison:
         return "\n\n".join([*(table.to_string() for table in self.tables.values()), *self.sentences])
 
 
-def default_models(choices: Choices) -> dict[str, StrengthModel]:
+def default_models(choices: Choices) -> dict[str, StrengthModel | IndependentChoices]:
     """The explanations that :func:`compare` tries where none are named.
 
-    ``fixed`` is plain DPO with a learned scale; ``label_noise`` the same with a share of flipped labels; ``lognormal``,
-    ``gamma``, ``latent_class`` are heterogeneity; and for every group column ``group:<column>``, log-normal with a level
-    for each group.
+    ``fixed`` is plain DPO with a learned scale; ``label_noise`` the same with a share of choices flipped at random;
+    ``lognormal``, ``gamma``, ``latent_class`` are heterogeneity; and for every group column ``group:<column>``,
+    log-normal with a level for each group.
     """
-    models: dict[str, StrengthModel] = {
+    models: dict[str, StrengthModel | IndependentChoices] = {
         "fixed": FixedStrength(0.3, learned=True),
-        "label_noise": OpposedStrength(FixedStrength(0.3, learned=True), share=0.05),
+        "label_noise": IndependentChoices(OpposedStrength(FixedStrength(0.3, learned=True), share=0.05)),
         "lognormal": LogNormalStrength(mean=0.3),
         "gamma": GammaStrength(mean=0.3),
         "latent_class": LatentClassStrength(mean=0.3),
@@ -145,7 +158,7 @@ def compare(
     preferred: Any = None,
     groups: Mapping[str, Any] | None = None,
     covariates: Mapping[str, Any] | None = None,
-    models: Mapping[str, StrengthModel | Posterior] | None = None,
+    models: Mapping[str, StrengthModel | IndependentChoices | Posterior] | None = None,
     seed: int = 0,
     progress_bar: bool | None = None,
     **fit_options: Any,
@@ -155,8 +168,8 @@ def compare(
     The panel likelihood that the models are fitted with is the one that they are compared by.
 
     :param margins: as for :func:`~pluralpref.inference.fit_posterior`, as are the columns.
-    :param models: by name, at least two: strength models, or posteriors that were fitted to the same choices; default
-        :func:`default_models`.
+    :param models: by name, at least two: strength models (:class:`IndependentChoices` to leave annotators aside), or
+        posteriors that were fitted to the same choices; default :func:`default_models`.
     :param seed: of every fit.
     :param fit_options: passed to ``fit_posterior``, such as ``method`` and ``num_samples``.
     :raises ConfigError: for fewer than two models, or a posterior of other data.
@@ -165,7 +178,7 @@ def compare(
     choices = as_choices(
         margins, annotator=annotator, weight=weight, preferred=preferred, groups=groups, covariates=covariates
     )
-    chosen: Mapping[str, StrengthModel | Posterior] = default_models(choices) if models is None else models
+    chosen: Mapping[str, Any] = default_models(choices) if models is None else models
     if len(chosen) < 2:
         raise ConfigError("compare needs at least two models")
     show = sys.stderr.isatty() if progress_bar is None else progress_bar
@@ -175,12 +188,15 @@ def compare(
             if not _same(model.choices, choices):
                 raise ConfigError(f"the posterior {name!r} was fitted to other choices than those compared on")
             posteriors[name] = model
+        elif isinstance(model, IndependentChoices):
+            alone = replace(choices, annotator=None, annotator_names=())
+            posteriors[name] = fit_posterior(model.strength, alone, seed=seed, progress_bar=False, **fit_options)
         else:
             posteriors[name] = fit_posterior(model, choices, seed=seed, progress_bar=False, **fit_options)
     levels = ["annotator", "pair"] if choices.annotator is not None else ["pair"]
     tables, pointwise = {}, {}
     for level in levels:
-        values = {name: _log_likelihood(posterior, level) for name, posterior in posteriors.items()}
+        values = {name: _log_likelihood(posterior, level, choices) for name, posterior in posteriors.items()}
         tables[level], pointwise[level] = compare_loo(values)
     labels = {
         "pair": [str(row) for row in range(choices.num_pairs)],
@@ -244,19 +260,24 @@ def likelihood_ratio_test(
 def _same(one: Choices, other: Choices) -> bool:
     pairs = ((one.margins, other.margins), (one.preferred, other.preferred), (one.weight, other.weight))
     same = all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in pairs)  # type: ignore[arg-type]
-    if (one.annotator is None) != (other.annotator is None):
-        return False
-    return same and (one.annotator is None or torch.equal(one.annotator, other.annotator))  # type: ignore[arg-type]
+    # A posterior without annotators takes every choice by itself.
+    return same and (
+        one.annotator is None or (other.annotator is not None and torch.equal(one.annotator, other.annotator))
+    )
 
 
-def _log_likelihood(posterior: Posterior, level: str) -> np.ndarray:
+def _log_likelihood(posterior: Posterior, level: str, choices: Choices) -> np.ndarray:
     """(1, draws, units), of evenly thinned draws where there would be too many values."""
     problem = posterior.problem
     units = problem.num_units if level != "pair" else problem.choices.num_pairs
     draws = posterior.thinned(max(_LEAST_DRAWS, _MOST_VALUES // max(units, 1)))
     if level == "pair" and problem.is_panel:
         return pair_log_likelihood(problem, draws).numpy()[None]
-    return problem.log_likelihood(draws).double().numpy()[None]
+    values = problem.log_likelihood(draws).double()
+    if level == "annotator" and not problem.is_panel:
+        assert choices.annotator is not None
+        values = values.new_zeros(values.shape[0], choices.num_annotators).index_add_(1, choices.annotator, values)
+    return values.numpy()[None]
 
 
 def _ratio(posteriors: Mapping[str, Posterior], choices: Choices) -> LikelihoodRatio | None:

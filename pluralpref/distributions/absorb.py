@@ -19,7 +19,10 @@ def absorbed(law: Distribution) -> Distribution:
     """
     if not isinstance(law, TransformedDistribution) or (scale := factor_of(law)) is None:
         return law
-    base, factor = absorbed(law.base_dist), torch.as_tensor(scale)
+    base, factor = (
+        absorbed(law.base_dist),
+        scale if isinstance(scale, torch.Tensor) else torch.tensor(scale, dtype=torch.float64),
+    )
     if isinstance(base, Delta):
         return Delta(base.v * factor, base.log_density)
     if isinstance(base, MixtureGeneral):

@@ -40,13 +40,20 @@ _PROPOSALS, _DIRECT_PROPOSALS = 4000, 1000
 _RESTARTS = 3
 #: Rounds in which the proposal's mean and covariance are taken from the weighted draws, where the first don't fit.
 _ADAPTATIONS = 3
+#: A round with at least this share of effective draws is good enough.
+_EFFICIENT = 0.3
+#: The same for the weights' tail: a k-hat near the limit may hide a tail that no proposal has reached.
+_GOOD_PARETO_K = 0.4
+#: A share of the proposals has a scale several times that of the mode's curvature, for tails that it doesn't know of.
+_WIDE_SHARE, _WIDE_SCALE = 0.15, 3.0
 _NEWTON_STEPS = 12
 #: Of a Newton step, in standard deviations of the posterior.
 _CLOSE = 1e-3
 #: Two modes further apart than this, in standard deviations, are two.
 _APART = 1.0
-#: A folded coordinate is even around 0, where its law may be degenerate: its curvature is taken beside it.
-_BESIDE_ZERO = 1e-4
+#: A folded coordinate is even around 0, where its law is degenerate and a gamma law's second derivatives have lost their
+#: digits: nearer to 0 than this the curvature is taken here, where it is the same to a relative 1e-3.
+_BESIDE_ZERO = 0.02
 _MOST_FOLDED = 8
 
 
@@ -229,10 +236,12 @@ class _Proposal:
 
     def __init__(self, modes: list[_Mode], folded: Tensor) -> None:
         self.folded = folded
-        self.normals = [MultivariateNormal(mode.location, mode.covariance) for mode in modes]
+        scales = (1.0, _WIDE_SCALE)
+        self.normals = [MultivariateNormal(mode.location, s**2 * mode.covariance) for s in scales for mode in modes]
         logs = torch.tensor([mode.height for mode in modes], dtype=torch.float64)
         logs = logs + torch.stack([torch.logdet(mode.covariance) for mode in modes]) / 2
-        self.log_weights = logs - torch.logsumexp(logs, 0)
+        logs = logs - torch.logsumexp(logs, 0)
+        self.log_weights = torch.cat([logs + math.log1p(-_WIDE_SHARE), logs + math.log(_WIDE_SHARE)])
         signs = itertools.product(*([[1.0, -1.0] if flag else [1.0] for flag in folded.tolist()]))
         self.signs = torch.tensor(list(signs), dtype=torch.float64)
 
@@ -266,7 +275,7 @@ class _Proposal:
 def _importance_resample(
     target: _Target, modes: list[_Mode], settings: SamplerSettings, bar: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, np.ndarray]]:
-    best: tuple[float, Tensor, Tensor, Tensor] | None = None
+    best: tuple[tuple[bool, float], float, Tensor, Tensor, Tensor] | None = None
     count = settings.num_samples * settings.num_chains
     num_proposals = settings.num_proposals
     if num_proposals is None:
@@ -277,16 +286,20 @@ def _importance_resample(
         z = proposal.sample(num_proposals)
         value = torch.cat([_shown(bar, target.log_density(part)) for part in z.split(500)])
         smoothed, k = pareto_smooth(value - proposal.log_prob(z))
-        if best is None or k < best[0]:
-            best = (k, z, torch.as_tensor(smoothed), value)
-        if k <= MAX_PARETO_K:
+        log_weights = torch.as_tensor(smoothed)
+        effective = 1 / float((2 * log_weights).exp().sum())
+        # Weights that can be relied on come first, then many of them.
+        rank = (k <= MAX_PARETO_K, effective if k <= MAX_PARETO_K else -k)
+        if best is None or rank > best[0]:
+            best = (rank, k, z, log_weights, value)
+        if k <= _GOOD_PARETO_K and effective >= _EFFICIENT * num_proposals:
             break
-        adapted = _from_weights(best[1], best[2])
+        adapted = _from_weights(best[2], best[3])
         if adapted is None:
             break
         proposal = _Proposal([adapted], target.folded)
     assert best is not None
-    k, z, log_weights, value = best
+    _, k, z, log_weights, value = best
     weights = log_weights.exp()
     effective = 1 / float(weights.square().sum())
     if not k <= MAX_PARETO_K:

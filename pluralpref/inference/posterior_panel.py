@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
+from pluralpref.distributions.absorb import absorbed
 from pluralpref.inference.contexts import base_and_factor
 from pluralpref.inference.marginal import PanelGrid, panel_posterior
 from pluralpref.inference.marginal.dispatch import unwrap_law
@@ -39,15 +40,17 @@ def conditional_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]
     """
     data = problem.choices
     assert data.annotator is not None
+    if problem.cells and has_log_family(absorbed(unwrap_law(problem.twin.law(problem.cells[0].context)))):
+        out = torch.empty(next(iter(draws.values())).shape[0], data.num_annotators, dtype=torch.float64)
+        for cell in problem.cells:
+            for row, _, law in laws_of_draws(problem.twin, draws, 1, cell.context, 1):
+                out[row, cell.people] = draw_from_grid(cell.table.posterior(absorbed(unwrap_law(law))))
+        return out
     if problem.contexts is not None:
         count = next(iter(draws.values())).shape[0]
         return torch.cat(
             [_with_contexts(problem, {name: value[row] for name, value in draws.items()}) for row in range(count)]
         )
-    if problem.cells and has_log_family(unwrap_law(problem.twin.law())):
-        (cell,) = problem.cells
-        laws = laws_of_draws(problem.twin, draws, 1)
-        return torch.stack([draw_from_grid(cell.table.posterior(law)) for _, _, law in laws])
     size = max(1, _BLOCK_ELEMENTS // max(1, data.num_annotators * _NODES))
     return torch.cat(
         [

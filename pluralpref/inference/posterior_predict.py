@@ -46,7 +46,7 @@ def _strengths(
     problem: PosteriorProblem, draws: Mapping[str, Tensor], given: Tensor | None
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
     """(start, stop, strengths (draws, units), factors of the pairs) in blocks of draws."""
-    if problem.contexts is None:
+    if problem.contexts is None or (given is not None and not problem.contexts.varies):
         for start, stop, law in problem.laws(draws):
             new = law.expand(torch.Size((stop - start, problem.num_units))) if given is None else None
             yield start, stop, new.sample() if new is not None else given[start:stop], None  # type: ignore[index]

@@ -440,6 +440,7 @@ def laws_of_draws(
     :param context: passed to the model; has ``width`` rows.
     """
     total = next(iter(draws.values())).shape[0]
+    width = 1 if context is None else width
     for start in range(0, total, block):
         stop = min(start + block, total)
         part = {name: value[start:stop].unsqueeze(1) for name, value in draws.items()}

@@ -204,21 +204,27 @@ class Posterior(PosteriorDraws):
         coords: dict[str, Any] = {"pair": np.arange(data.num_pairs)}
         if self.is_panel:
             coords["annotator"] = np.array(_plain_labels(data.annotator_names))
-        dims: dict[str, list[str]] = {"beta_annotator": ["annotator"], "preferred": ["pair"], "margin": ["pair"]}
+        dims_of_parameters: dict[str, list[str]] = {"beta_annotator": ["annotator"]}
+        dims: dict[str, list[str]] = {"preferred": ["pair"], "margin": ["pair"]}
         dims |= {name: ["pair"] for name in ("weight", "annotator_index", *data.groups, *data.covariates)}
         for name, axes in self._problem.twin.parameter_coords().items():
             named = {f"{axis}_of_parameter" if axis in _TAKEN else axis: labels for axis, labels in axes.items()}
-            dims[name] = list(named)
+            dims_of_parameters[name] = list(named)
             coords |= named
         if self._problem.contexts is not None and "beta_mean_context" in self._draws:
-            dims["beta_mean_context"] = ["context"]
+            dims_of_parameters["beta_mean_context"] = ["context"]
             coords["context"] = self._problem.contexts.labels()
-        result = arviz_data.make_inference_data(
-            {name: values for name, values in names.items() if name != "log_likelihood"},
-            dims=dims,
-            coords=coords,
-            attrs=self.attrs,
-        )
+        of_parameters = {name: values for name, values in names.items() if name in ("posterior", "prior")}
+        of_pairs = {name: v for name, v in names.items() if name not in of_parameters and name != "log_likelihood"}
+        # Apart, since a parameter and a column may have the same name.
+        parts = [
+            arviz_data.make_inference_data(groups, dims=names_of, coords=coords, attrs=self.attrs)
+            for groups, names_of in ((of_parameters, dims_of_parameters), (of_pairs, dims))
+            if groups
+        ]
+        result = parts[0] if parts else arviz_data.make_inference_data({}, attrs=self.attrs)
+        for part in parts[1:]:
+            result.extend(part)
         if "log_likelihood" in names:
             # In a group of its own: "preferred" has the annotators' dimension there.
             unit = "annotator" if self.is_panel else "pair"

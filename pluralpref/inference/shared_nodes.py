@@ -39,6 +39,8 @@ _NEGLIGIBLE = 1e-12
 #: Below this, a sum may have lost terms to underflow.
 _UNDERFLOW = 1e-250
 _LARGEST_BLOCK = 2**24
+#: People by whose likelihoods a grid is tried, from the most to the least agreeing.
+_TESTS = 6
 
 
 def shared_log_marginals(table: InterpolatedPanels, law: Distribution) -> Iterator[tuple[slice, Tensor]]:
@@ -98,16 +100,23 @@ def _evaluate(table: InterpolatedPanels, plan: _Plan, people: slice) -> Tensor:
     return out
 
 
+def _ends_early(law: Distribution) -> bool:
+    """Whether the support is bounded: a density that ends abruptly isn't smooth, so the rule's error isn't known."""
+    upper = getattr(law.support, "upper_bound", None)
+    return upper is not None and bool(torch.isfinite(torch.as_tensor(upper)).any())
+
+
 @torch.no_grad()
 def _weights_by_grid(table: InterpolatedPanels, law: Distribution) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(numbers of laws, nodes u, weights (laws, nodes)) for each grid; the last one, without nodes, is the rest."""
     left = torch.arange(law.batch_shape[0])
     grids: list[tuple[Tensor, Tensor, Tensor]] = []
+    extremes = table.typical(_TESTS)
     # A multiple of four steps, so that every second or fourth node makes a rule of the same range.
     low, high = 0, (table.num_nodes - 1) // 4 * 4
     for level in range(_GRIDS):
         parts = 2**level
-        if law.batch_shape[0] * (high - low) * parts > _LARGEST_BLOCK:
+        if _ends_early(law) or law.batch_shape[0] * (high - low) * parts * len(extremes) > _LARGEST_BLOCK:
             break
         u = table.first + table.step / parts * torch.arange(low * parts, high * parts + 1, dtype=torch.float64)
         density = (log_density(law, u.exp()) + u).double()
@@ -118,14 +127,21 @@ def _weights_by_grid(table: InterpolatedPanels, law: Distribution) -> list[tuple
         # The error of every second node has a phase, and may vanish by chance; that of every fourth then doesn't.
         resolved = ((total - half).abs() <= _RESOLVED) & ((total - quarter).abs() <= 2 * math.sqrt(_RESOLVED))
         whole = (total - 1).abs() <= _RESOLVED
+        # A narrow law against choices that contradict it: the product lies where the law hardly is.
+        likelihood = table.log_likelihood(u, extremes)
+        joint = torch.nan_to_num(density, nan=-math.inf).unsqueeze(1) + likelihood
+        joint[..., 0] -= math.log(2)
+        joint[..., -1] -= math.log(2)
+        wide, narrow = torch.logsumexp(joint, -1), torch.logsumexp(joint[..., ::2], -1) + math.log(2)
+        resolved = resolved & ((wide - narrow).abs() <= _RESOLVED).all(1)
         if level == 0:
             # Beyond the table's ends nothing changes: the mass there belongs to the end that the density reaches.
-            open_left = (mass[:, 0] > _NEGLIGIBLE) & (mass[:, 0] >= mass[:, -1])
-            open_right = (mass[:, -1] > _NEGLIGIBLE) & ~open_left
+            open_left, open_right = mass[:, 0] > _NEGLIGIBLE, mass[:, -1] > _NEGLIGIBLE
             rest = (1 - total).clamp_min(0)
             mass[:, 0] += torch.where(open_left, rest, 0.0)
             mass[:, -1] += torch.where(open_right, rest, 0.0)
-            whole = whole | open_left | open_right
+            # How it is shared between two open ends isn't known.
+            whole = (whole | open_left | open_right) & ~(open_left & open_right)
         mine = (resolved & whole)[left]
         if bool(mine.any()):
             which = left[mine]
@@ -136,8 +152,8 @@ def _weights_by_grid(table: InterpolatedPanels, law: Distribution) -> list[tuple
         if not left.numel():
             break
         # Narrow laws need fine grids where they are only.
-        rest_density = torch.nan_to_num(density[left], nan=-math.inf)
-        near = (rest_density >= rest_density.amax(1, keepdim=True) - table.depth).any(0).nonzero()[:, 0]
+        joint = torch.cat([joint[left], torch.nan_to_num(density[left], nan=-math.inf).unsqueeze(1)], 1).flatten(0, 1)
+        near = (joint >= joint.amax(1, keepdim=True) - table.depth).any(0).nonzero()[:, 0]
         low, high = max(low, low + int(near[0]) // parts - 1), min(high, low + int(near[-1]) // parts + 2)
     grids.append(
         (left, left.new_zeros(0, dtype=torch.float64), left.new_zeros((left.shape[0], 0), dtype=torch.float64))

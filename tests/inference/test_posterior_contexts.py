@@ -285,7 +285,6 @@ def test_draws_with_covariates_that_vary(with_covariate):
     np.testing.assert_allclose(data.log_likelihood["preferred"].values.sum(-1).ravel(), expected.numpy(), rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="constant_data's weight gets the dimension of the parameter of that name")
 def test_arviz_groups_with_covariates(with_covariate):
     data = with_covariate.to_arviz()
     assert data.posterior_predictive["preferred"].shape == (2, 5, 240)

@@ -393,7 +393,6 @@ EDGES = (
 
 BROKEN = {
     "separated singles": "the second derivatives are NaN at a small cv and a large mean",
-    "unbalanced": "proposals around a mode at cv = 0 miss the right tail, and k-hat 0.65 passes",
 }
 
 

@@ -100,8 +100,13 @@ def compare(table, family, parameters):
 @pytest.mark.parametrize("name", WIDE)
 def test_laws_that_reach_beyond_the_table(name, table):
     found, alone = compare(table, *WIDE[name])
-    assert (found - alone).abs().max() < 1e-6
-    assert (found - alone).sum(1).abs().max() < 1e-4
+    # A law whose mass lies beyond both ends, or above the table, may be left to the other rule, for everybody.
+    left_out = found.isnan()
+    assert torch.equal(left_out.any(1), left_out.all(1))
+    assert name in ("above the table", "wide", "heavy on both sides") or not left_out.any()
+    difference = torch.where(left_out, torch.zeros_like(found), found - alone)
+    assert difference.abs().max() < 1e-6
+    assert difference.sum(1).abs().max() < 1e-4
 
 
 OPEN = {
@@ -113,7 +118,6 @@ OPEN = {
 
 
 @pytest.mark.parametrize("name", OPEN)
-@pytest.mark.xfail(strict=True, reason="only the mass of the law is looked at, not the products with L")
 def test_laws_whose_integrals_are_not_resolved(name, table):
     found, alone = compare(table, *OPEN[name])
     difference = torch.where(found.isnan(), torch.zeros_like(found), found - alone)
@@ -179,7 +183,6 @@ def test_absorbed_is_an_equal_law(name, factor):
     torch.testing.assert_close(plain.variance, SCALABLE[name].variance * factor**2, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="a Python number is rounded to float32 on the way")
 def test_absorbed_keeps_the_digits_of_a_python_number():
     plain = absorbed(Scaled(dist.Gamma(number(2.0), number(1.0)), 0.2))
     torch.testing.assert_close(plain.rate, number(5.0), rtol=1e-12, atol=0)
