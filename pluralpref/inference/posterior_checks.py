@@ -31,7 +31,7 @@ MIN_DISTINCT_MARGINS = 20
 class Convergence:
     """The worst values over the parameters.
 
-    :param r_hat: rank-normalised split R-hat, by parameter.
+    :param r_hat: rank-normalised split R-hat, by parameter; empty for independent draws.
     :param ess_bulk: effective sample size in the bulk, by parameter.
     :param ess_tail: the same in the tails.
     :param divergences: the number of divergent transitions.
@@ -82,12 +82,12 @@ def check_convergence(
     :param draws: (chain, draw, ...) by parameter.
     """
     found = measure_convergence(draws, divergences, result.problems)
-    effective = result.facts.get("importance_ess")
-    if effective is not None:
-        # Resampled draws repeat each other, which autocorrelations don't show.
-        ess = {name: min(value, float(effective)) for name, value in found.ess_bulk.items()}
-        tail = {name: min(value, float(effective)) for name, value in found.ess_tail.items()}
-        found = replace(found, ess_bulk=ess, ess_tail=tail)
+    if method != "nuts":
+        # Independent draws have no chains to disagree; resampled ones repeat each other, which autocorrelations don't show.
+        count = next(iter(draws.values())).size // max(1, next(iter(draws.values()))[0, 0].size)
+        effective = min(float(result.facts.get("importance_ess", count)), float(count))
+        ess = dict.fromkeys(found.ess_bulk, effective)
+        found = replace(found, r_hat={}, ess_bulk=ess, ess_tail=dict(ess))
     if found.problems:
         remedies = []
         if any(problem.startswith(("r_hat", "ess")) for problem in found.problems):

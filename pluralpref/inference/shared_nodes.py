@@ -79,7 +79,11 @@ def _plan(table: InterpolatedPanels, law: Distribution) -> _Plan:
 def _evaluate(table: InterpolatedPanels, plan: _Plan, people: slice) -> Tensor:
     kind, content = plan
     if kind == "points":
-        return table.at(content, people)[0]
+        found = table.at(content.clamp_min(0), people)[0]
+        if bool((content < 0).any()):
+            other = table.opposed().at((-content).clamp_min(0), people)[0]
+            found = torch.where(content.unsqueeze(1) < 0, other, found)
+        return found
     if kind == "parts":
         shares, parts = content
         return mixed(shares, [_evaluate(table, part, people) for part in parts])

@@ -27,6 +27,8 @@ from pluralpref.inference.tabulated_laws import is_negated
 _LEFT, _RIGHT = 40.0, 20.0
 _FIRST_STEP = 0.1
 _HALVINGS = 6
+#: A mass of the first node that is no end.
+_OPEN = 1e-9
 #: How well the mass must be right, and with every second node.
 _MASS, _HALF_MASS = 1e-3, 3e-3
 #: -log of the density, relative to its maximum, that still counts.
@@ -106,7 +108,7 @@ def _half_line(law: Distribution, log_share: Tensor, *, whole: bool) -> _Columns
     mean = law.mean.reshape(-1).double()
     centre = torch.log(mean.abs().clamp_min(1e-300))
     low, high = float(centre.min()) - _LEFT, float(centre.max()) + _RIGHT
-    step, narrow = _FIRST_STEP, torch.zeros(len(mean), dtype=torch.bool)
+    step, narrow, rest = _FIRST_STEP, torch.zeros(len(mean), dtype=torch.bool), torch.zeros(len(mean))
     for halving in range(_HALVINGS + 1):
         u = torch.arange(low, high + 2 * step, step, dtype=torch.float64)
         density = torch.nan_to_num((log_density(law, u.exp()) + u).double(), nan=-math.inf)
@@ -114,7 +116,9 @@ def _half_line(law: Distribution, log_share: Tensor, *, whole: bool) -> _Columns
         total, half = mass.sum(1), 2 * mass[:, ::2].sum(1)
         narrow = (total - half).abs() > _HALF_MASS
         if whole:
-            narrow = narrow | ((total - 1).abs() > _MASS)
+            # Where the density goes on to the left of all nodes, the mass there belongs to strengths that are 0.
+            rest = torch.where(mass[:, 0] > _OPEN, (1 - total).clamp_min(0), 0.0)
+            narrow = narrow | ((total + rest - 1).abs() > _MASS)
         if not bool(narrow.any()) or halving == _HALVINGS:
             break
         # Where some law has its mass, or its mean, which a coarse grid may miss.
@@ -125,7 +129,10 @@ def _half_line(law: Distribution, log_share: Tensor, *, whole: bool) -> _Columns
     columns: _Columns = []
     if bool((~narrow).any()):
         share = torch.where(narrow, -math.inf, log_share).exp().unsqueeze(1)
-        weight = mass / total.clamp_min(1e-300).unsqueeze(1) if whole else mass
+        weight = mass
+        if whole:
+            weight = torch.cat([mass[:, :1] + rest.unsqueeze(1), mass[:, 1:]], 1)
+            weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-300)
         columns.append((u.exp(), torch.nan_to_num(weight * share), u.exp() * 2 * math.sinh(step / 2)))
     if bool(narrow.any()):
         columns.append(_points(mean, torch.where(narrow, log_share, -math.inf)))

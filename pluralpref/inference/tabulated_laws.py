@@ -34,7 +34,7 @@ def can_tabulate(law: Distribution) -> bool:
     """Whether :func:`tabulated_log_marginal` knows what to do with a law."""
     law = absorbed(unwrap_law(law))
     if isinstance(law, Delta):
-        return is_nonnegative(law)
+        return True
     if has_log_family(law):
         return True
     if (parts := parts_of(law)) is not None:
@@ -74,6 +74,8 @@ def tabulated_log_marginal(table: InterpolatedPanels, law: Distribution) -> Tens
 
 
 def _point_mass(table: InterpolatedPanels, value: Tensor) -> Tensor:
+    if bool((value.detach() < 0).all()):
+        return _point_mass(table.opposed(), -value)
     strength = value.reshape(1).double()
     with torch.no_grad():
         likelihood, slope = table.at(strength)
