@@ -64,14 +64,14 @@ def test_the_ratio_is_that_of_the_highest_likelihoods(heterogeneous):
     margins, labels = heterogeneous
     ratio = likelihood_ratio_test(LogNormalStrength(), margins, annotator=labels)
     choices = as_choices(margins, annotator=labels)
-    axes = torch.linspace(-1.5, 2.5, 41, dtype=torch.float64), torch.linspace(0.1, 6.0, 41, dtype=torch.float64)
+    axes = torch.linspace(-0.5, 1.5, 15, dtype=torch.float64), torch.linspace(0.4, 6.0, 15, dtype=torch.float64)
     log_mean, cv = (x.reshape(-1, 1) for x in torch.meshgrid(*axes, indexing="ij"))
     law = LogNormalStrength().with_priors().law(parameters={"beta_mean": log_mean.exp(), "beta_cv": cv})
     mixed = log_marginal_panel(law, margins, choices.annotator, 120).sum(1)
     one = torch.nn.functional.logsigmoid(torch.linspace(0.01, 3, 3000, dtype=torch.float64)[:, None] * margins).sum(1)
     grid = 2 * float(mixed.max() - one.max())
-    assert grid - 1e-3 <= ratio.statistic < grid + 0.5
-    assert ratio.cv == pytest.approx(float(cv[mixed.argmax()]), abs=0.4)
+    assert grid - 1e-3 <= ratio.statistic < grid + 1.0
+    assert ratio.cv == pytest.approx(float(cv[mixed.argmax()]), abs=0.5)
 
 
 def test_leaving_out_a_person_is_what_refitting_without_them_predicts(found, heterogeneous):
