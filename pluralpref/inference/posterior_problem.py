@@ -37,6 +37,8 @@ _CHUNK_ELEMENTS = 400_000
 MOST_CELLS = 64
 #: Choices in one piece of the twice differentiable likelihood.
 _PIECE_PAIRS = 50_000
+#: So few single choices have a table of their own where they can't be reduced to fewer nodes.
+_FEW_PAIRS = 2000
 #: Laws in one matrix product.
 _LAWS_AT_ONCE = 1000
 
@@ -132,6 +134,10 @@ class PosteriorProblem:
             self.cells = self._tabulate_people()
         elif tabulated and self.reduced is not None:
             self.cells = self._tabulate_nodes(self.reduced)
+        elif tabulated and self.contexts is None and choices.num_pairs <= _FEW_PAIRS:
+            pairs = torch.arange(choices.num_pairs)
+            table = interpolate_panels(choices.margins, pairs, len(pairs), choices.weight, choices.preferred)
+            self.cells = [] if table is None else [Cell(pairs, None, table)]
 
     @property
     def names(self) -> list[str]:
