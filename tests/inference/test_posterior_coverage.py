@@ -5,26 +5,12 @@ import warnings
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.nn import PyroParam
-from torch.distributions import constraints
 
 from pluralpref.errors import IdentificationWarning, InferenceError, NumericsWarning
 from pluralpref.inference import fit_posterior
-from pluralpref.models import GammaStrength, LogNormalStrength, StrengthModel
+from pluralpref.models import GammaStrength, LogNormalStrength
 
 DATA_SETS = 200
-
-
-class UserWeibull(StrengthModel):
-    """A family that the library doesn't know: no rule of its own, no names for its moments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.concentration = PyroParam(torch.tensor(1.5), constraints.positive)
-        self.scale = PyroParam(torch.tensor(1.0), constraints.positive)
-
-    def forward(self, context=None):
-        return dist.Weibull(self.scale, self.concentration)
 
 
 def number(value):
@@ -32,11 +18,7 @@ def number(value):
 
 
 MOMENTS = {"beta_mean": dist.LogNormal(number(0.0), number(0.4)), "beta_cv": dist.HalfNormal(number(0.8))}
-SHAPES = {
-    "concentration": dist.LogNormal(number(0.4), number(0.4)),
-    "scale": dist.LogNormal(number(0.0), number(0.4)),
-}
-FAMILIES = {"lognormal": (LogNormalStrength, MOMENTS), "gamma": (GammaStrength, MOMENTS), "user": (UserWeibull, SHAPES)}
+FAMILIES = {"lognormal": (LogNormalStrength, MOMENTS), "gamma": (GammaStrength, MOMENTS)}
 #: (people, choices of each)
 DESIGNS = {"singles": (300, 1), "panel": (40, 8)}
 
@@ -51,8 +33,6 @@ def test_intervals_cover_truths_from_the_prior(family, design):
     """
     strength_class, priors = FAMILIES[family]
     people, choices = DESIGNS[design]
-    if family == "user":  # takes three times as long
-        people //= 2
     code = torch.arange(people).repeat_interleave(choices)
     covered = {"beta_mean": 0, "beta_cv": 0}
     refused = 0
