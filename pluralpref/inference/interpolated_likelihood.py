@@ -55,7 +55,7 @@ def interpolate_choices(choices: Choices, cell: Tensor | None = None) -> Interpo
         )
         reduced = _interpolate(part)
         helped = helped or reduced is not None
-        h, w = _both_sides(part) if reduced is None else (reduced.nodes, reduced.coefficients)
+        h, w = both_sides(part) if reduced is None else (reduced.nodes, reduced.coefficients)
         nodes.append(h)
         coefficients.append(w)
         cells.append(torch.full((h.shape[0],), code))
@@ -64,7 +64,7 @@ def interpolate_choices(choices: Choices, cell: Tensor | None = None) -> Interpo
     return InterpolatedChoices(torch.cat(nodes), torch.cat(coefficients), torch.cat(cells))
 
 
-def _both_sides(choices: Choices) -> tuple[Tensor, Tensor]:
+def both_sides(choices: Choices) -> tuple[Tensor, Tensor]:
     """(margins, weights) of choices that were all made for the answer at the margin.
 
     A choice for the rejected answer is one for the chosen answer at the opposite margin.
@@ -76,7 +76,7 @@ def _both_sides(choices: Choices) -> tuple[Tensor, Tensor]:
 
 
 def _interpolate(choices: Choices) -> InterpolatedChoices | None:
-    h, w = _both_sides(choices)
+    h, w = both_sides(choices)
     magnitude = h.abs()
     if not bool((magnitude > 0).any()):
         return None

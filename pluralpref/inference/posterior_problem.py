@@ -16,7 +16,7 @@ from torch import Tensor
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.choices import Choices
 from pluralpref.inference.contexts import Contexts, base_and_factor
-from pluralpref.inference.interpolated_likelihood import InterpolatedChoices, interpolate_choices
+from pluralpref.inference.interpolated_likelihood import InterpolatedChoices, both_sides, interpolate_choices
 from pluralpref.inference.interpolated_panels import InterpolatedPanels, interpolate_panels
 from pluralpref.inference.marginal import MonteCarlo, Quadrature, available_methods, log_marginal, log_marginal_panel
 from pluralpref.inference.marginal.dispatch import Method, available_panel_methods, unwrap_law
@@ -135,9 +135,9 @@ class PosteriorProblem:
         elif tabulated and self.reduced is not None:
             self.cells = self._tabulate_nodes(self.reduced)
         elif tabulated and self.contexts is None and choices.num_pairs <= _FEW_PAIRS:
-            pairs = torch.arange(choices.num_pairs)
-            table = interpolate_panels(choices.margins, pairs, len(pairs), choices.weight, choices.preferred)
-            self.cells = [] if table is None else [Cell(pairs, None, table)]
+            # Weights and soft labels belong outside of a single choice's expectation.
+            h, weight = both_sides(choices)
+            self.cells = self._tabulate_nodes(InterpolatedChoices(h, weight, torch.zeros(len(h), dtype=torch.int64)))
 
     @property
     def names(self) -> list[str]:
