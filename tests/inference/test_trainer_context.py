@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 
-from pluralpref.errors import DataError, UnsupportedError
+from pluralpref.errors import DataError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer, fit_posterior
 from pluralpref.models import (
     FAMILIES,
@@ -165,7 +165,7 @@ def test_what_is_refused(make):
         trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
     with pytest.raises(DataError, match=r"no column income for GroupStrength: there are"):
         make(GroupStrength({"country": ["north", "south", "west"], "income": ["low", "high"]}))
-    with pytest.raises(UnsupportedError, match=r"GroupStrength has a law for each group; a posterior needs one law"):
+    with pytest.raises(DataError, match=r"GroupStrength reads the column 'group', which isn't among the data"):
         fit_posterior(GroupStrength(2), torch.randn(10))
 
 

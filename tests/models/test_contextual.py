@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -323,9 +324,10 @@ def test_three_levels():
 )
 def test_a_guide_made_without_a_context_has_all_sites(build):
     strength = build().with_priors()
-    guide = AutoNormal(poutine.block(strength, hide=[]))
-    guide()
-    assert set(guide.median()) == set(strength.priors())
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(poutine.block(strength, hide=[]))
+        guide()
+        assert set(guide.median()) == set(strength.priors())
 
 
 BASES = {
