@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from pluralpref.errors import ConfigError, NumericsWarning
 from pluralpref.inference.arviz_data import compare_loo
@@ -183,7 +184,7 @@ def compare(
         raise ConfigError("compare needs at least two models")
     show = sys.stderr.isatty() if progress_bar is None else progress_bar
     posteriors: dict[str, Posterior] = {}
-    for name, model in _shown(chosen, show):
+    for name, model in tqdm(chosen.items(), desc="compare", unit="model", disable=not show):
         if isinstance(model, Posterior):
             if not _same(model.choices, choices):
                 raise ConfigError(f"the posterior {name!r} was fitted to other choices than those compared on")
@@ -327,11 +328,3 @@ def _sentences(table: Any, pointwise: Mapping[str, np.ndarray], level: str, rati
             f"(boundary-aware), maximum-likelihood cv {ratio.cv:.3g}."
         )
     return said
-
-
-def _shown(models: Mapping[str, Any], show: bool) -> Any:
-    if not show:
-        return models.items()
-    from tqdm.auto import tqdm
-
-    return tqdm(models.items(), desc="compare", unit="model", dynamic_ncols=True)

@@ -22,6 +22,8 @@ from pluralpref.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from arviz import InferenceData
 
+#: Above this Pareto k-hat an importance-sampling estimate's error is neither small nor known (Vehtari et al., JMLR 25).
+MAX_PARETO_K = 0.7
 #: The groups of a posterior, as ArviZ's schema names them.
 GROUPS = (
     "posterior",
@@ -175,7 +177,7 @@ def compare_loo(
             data = make_inference_data({"posterior": {"dummy": values[..., 0]}, "log_likelihood": {"y": values}})
             results[name] = arviz.loo(data, pointwise=True, reff=1.0)
         table = arviz.compare(results, ic="loo", method="stacking", scale="log")
-    high = [int((results[name].pareto_k.values > 0.7).sum()) for name in table.index]
+    high = [int((results[name].pareto_k.values > MAX_PARETO_K).sum()) for name in table.index]
     table = table.assign(high_k=high)[["elpd_loo", "se", "p_loo", "elpd_diff", "dse", "weight", "high_k"]]
     return table, {name: result.loo_i.values for name, result in results.items()}
 

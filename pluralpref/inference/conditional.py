@@ -27,7 +27,7 @@ from pluralpref.distributions.mixture import log_density
 from pluralpref.distributions.structure import has_atoms
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.inference.choices import Choices
-from pluralpref.inference.contexts import Contexts
+from pluralpref.inference.contexts import Contexts, people_by_context
 from pluralpref.inference.posterior_problem import laws_of_draws
 from pluralpref.inference.strength_grid import StrengthGrid, make_grid
 from pluralpref.models import StrengthModel
@@ -69,10 +69,14 @@ class ConditionalStrengths:
         self.mean, self.std, self.below_median, self.opposed = (np.empty(count) for _ in range(4))
         self._quantiles: dict[float, np.ndarray] = {}
         self._log_z = np.empty((count, next(iter(draws.values())).shape[0]))
-        for people, grid, context in self._grids():
+        #: (units, nodes of their laws, context) for each set of units with one context.
+        self._grids = [
+            (people, grid_of_draws(twin, draws, context), context)
+            for people, context in people_by_context(self._contexts, count)
+        ]
+        for people, grid, _ in self._grids:
             for part, likelihood in unit_likelihoods(choices, people, grid.strength):
                 self._summarise(part, grid, likelihood)
-            del context
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,7 +96,7 @@ class ConditionalStrengths:
             raise ConfigError(f"q={q}: must lie strictly between 0 and 1")
         if q not in self._quantiles:
             out = np.empty(len(self))
-            for people, grid, _ in self._grids():
+            for people, grid, _ in self._grids:
                 for part, likelihood in unit_likelihoods(self._choices, people, grid.strength):
                     mass = self._masses(part, grid, likelihood)
                     # Half of a node's mass lies on either side of it.
@@ -123,7 +127,7 @@ class ConditionalStrengths:
             raise UnsupportedError(f"{type(self._twin).__name__} has point masses, so beta has no density")
         points = torch.as_tensor(beta, dtype=torch.float64).reshape(-1)
         out = np.empty((len(self), len(points)))
-        for people, _, context in self._grids():
+        for people, _, context in self._grids:
             (_, _, law), *rest = laws_of_draws(self._twin, self._draws, self._num_draws, context, 1)
             laws = [law, *(other for _, _, other in rest)]
             population = torch.cat([log_density(one, points).double() for one in laws]).exp()
@@ -152,7 +156,7 @@ class ConditionalStrengths:
             )
         code = torch.tensor([code_of[label] for label in labels], dtype=torch.int64)
         out = torch.empty_like(h)
-        for people, grid, _ in self._grids():
+        for people, grid, _ in self._grids:
             for part, likelihood in unit_likelihoods(self._choices, people, grid.strength):
                 mass = self._masses(part, grid, likelihood)
                 mass = mass / mass.sum(1, keepdim=True)
@@ -195,18 +199,6 @@ class ConditionalStrengths:
     @property
     def _num_draws(self) -> int:
         return next(iter(self._draws.values())).shape[0]
-
-    def _grids(self) -> Iterator[tuple[Tensor, StrengthGrid, Any]]:
-        """(units, nodes of their laws, context) for each set of units with one context."""
-        if self._contexts is None:
-            yield torch.arange(len(self.labels)), self._grid(None), None
-            return
-        for cell in range(self._contexts.num_cells):
-            context = self._contexts.rows(torch.tensor([cell]))
-            yield (self._contexts.cell_of_person == cell).nonzero()[:, 0], self._grid(context), context
-
-    def _grid(self, context: Any) -> StrengthGrid:
-        return grid_of_draws(self._twin, self._draws, context)
 
     def _summarise(self, part: Tensor, grid: StrengthGrid, likelihood: Tensor) -> None:
         shift = likelihood.amax(1, keepdim=True)
@@ -251,7 +243,7 @@ def grid_of_draws(twin: StrengthModel, draws: Mapping[str, Tensor], context: Any
     strength = torch.cat([grid.strength for grid in grids])
     order = torch.argsort(strength)
     weight = torch.block_diag(*(grid.weight for grid in grids))[:, order]
-    return StrengthGrid(strength[order], weight, torch.cat([grid.width for grid in grids])[order])
+    return StrengthGrid(strength[order], weight)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -76,6 +77,18 @@ class Contexts:
             f"the columns {', '.join(self._names)} change between the choices of {len(self._changing)} annotators, such as "
             f"{self._annotator_names[int(self._changing[0])]!r}"
         )
+
+
+def people_by_context(contexts: Contexts | None, count: int) -> Iterator[tuple[Tensor, Any]]:
+    """(units, their context with one row) for each set of units with one law; without contexts all of them.
+
+    :param count: the number of units.
+    """
+    if contexts is None:
+        yield torch.arange(count), None
+        return
+    for cell in range(contexts.num_cells):
+        yield (contexts.cell_of_person == cell).nonzero()[:, 0], contexts.rows(torch.tensor([cell]))
 
 
 def _matrices(context: Any) -> list[Tensor]:

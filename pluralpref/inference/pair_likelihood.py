@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pluralpref.errors import UnsupportedError
 from pluralpref.inference.conditional import choice_terms, grid_of_draws, unit_likelihoods
+from pluralpref.inference.contexts import people_by_context
 from pluralpref.inference.posterior_problem import PosteriorProblem
 
 _BLOCK_ELEMENTS = 2**23
@@ -38,12 +39,7 @@ def pair_log_likelihood(problem: PosteriorProblem, draws: Mapping[str, Tensor]) 
         raise UnsupportedError(f"{contexts.describe_varying()}: leave out one annotator instead of one pair")
     count = next(iter(draws.values())).shape[0]
     out = torch.empty(count, data.num_pairs, dtype=torch.float64)
-    cells = [None] if contexts is None else [torch.tensor([cell]) for cell in range(contexts.num_cells)]
-    for cell in cells:
-        people = torch.arange(data.num_annotators)
-        if contexts is not None and cell is not None:
-            people = (contexts.cell_of_person == cell).nonzero()[:, 0]
-        context = None if contexts is None or cell is None else contexts.rows(cell)
+    for people, context in people_by_context(contexts, data.num_annotators):
         grid = grid_of_draws(problem.twin, draws, context)
         for part, likelihood in unit_likelihoods(data, people, grid.strength):
             place = torch.full((data.num_annotators,), -1, dtype=torch.int64)

@@ -67,27 +67,27 @@ class Coordinates:
 
     def constrain(self, z: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Parameters and the log-Jacobian of the map; ``z`` may have leading dimensions, then the latter has none."""
-        z = dict(z)
-        if self.ridge is not None:
-            shift = self._shift(self.links["beta_cv"](z["beta_cv"]))
-            z["beta_mean"] = z["beta_mean"] * self.ridge[3] + shift
-        values = {name: link(z[name]) for name, link in self.links.items()}
+        z, values = self._straight(z)
         # s is constant: its logarithm doesn't matter to a sampler.
         jacobian = sum(link.log_abs_det_jacobian(z[name], values[name]).sum() for name, link in self.links.items())
         return values, torch.as_tensor(jacobian)
 
     def constrain_rows(self, z: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Parameters (S, ...) and the log-Jacobian (S,) of many points z (S, ...) at once."""
-        z = dict(z)
-        if self.ridge is not None:
-            shift = self._shift(self.links["beta_cv"](z["beta_cv"]))
-            z["beta_mean"] = z["beta_mean"] * self.ridge[3] + shift
-        values = {name: link(z[name]) for name, link in self.links.items()}
+        z, values = self._straight(z)
         total = torch.zeros(next(iter(z.values())).shape[0], dtype=torch.float64)
         for name, link in self.links.items():
             terms = link.log_abs_det_jacobian(z[name], values[name])
             total = total + terms.reshape(len(total), -1).sum(1)
         return values, total
+
+    def _straight(self, z: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(the links' arguments, their values)."""
+        z = dict(z)
+        if self.ridge is not None:
+            shift = self._shift(self.links["beta_cv"](z["beta_cv"]))
+            z["beta_mean"] = z["beta_mean"] * self.ridge[3] + shift
+        return z, {name: link(z[name]) for name, link in self.links.items()}
 
     def is_folded(self, name: str) -> bool:
         """Whether u and -u are the same value of a parameter."""

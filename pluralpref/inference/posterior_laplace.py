@@ -22,17 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+from tqdm.auto import tqdm
 
 from pluralpref.errors import InferenceError, NumericsWarning
-from pluralpref.inference.arviz_data import pareto_smooth
+from pluralpref.inference.arviz_data import MAX_PARETO_K, pareto_smooth
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_coordinates import Coordinates
 from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
 from pluralpref.inference.posterior_problem import PosteriorProblem
 from pluralpref.inference.posterior_start import find_start
 
-#: Above this the estimate's error is neither small nor known (Vehtari et al., section 3).
-MAX_PARETO_K = 0.7
 #: Degrees of freedom of the proposals: tails heavier than any posterior here, few proposals wasted in them.
 _DEGREES = 5.0
 #: By default; fewer where each costs a direct integration of all choices.
@@ -77,7 +76,8 @@ def run_laplace(problem: PosteriorProblem, settings: SamplerSettings) -> EngineR
         warnings.simplefilter("ignore", NumericsWarning)
         target = _Target(Coordinates(problem))
         modes = _find_modes(target)
-        with _progress(settings) as bar:
+        # How many rounds of proposals there will be isn't known before.
+        with tqdm(desc="posterior (laplace)", unit="proposal", disable=not settings.progress_bar) as bar:
             draws, facts, stats = _importance_resample(target, modes, settings, bar)
     shape = (settings.num_chains, settings.num_samples)
     draws = {name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()}
@@ -284,7 +284,11 @@ def _importance_resample(
     for _ in range(1 + _ADAPTATIONS):
         rounds += 1
         z = proposal.sample(num_proposals)
-        value = torch.cat([_shown(bar, target.log_density(part)) for part in z.split(500)])
+        parts = []
+        for part in z.split(500):
+            parts.append(target.log_density(part))
+            bar.update(len(part))
+        value = torch.cat(parts)
         smoothed, k = pareto_smooth(value - proposal.log_prob(z))
         log_weights = torch.as_tensor(smoothed)
         effective = 1 / float((2 * log_weights).exp().sum())
@@ -338,27 +342,3 @@ def _systematic(weights: Tensor, count: int) -> Tensor:
     edges = weights.cumsum(0)
     points = (torch.arange(count, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / count * edges[-1]
     return torch.searchsorted(edges, points).clamp_max(len(weights) - 1)[torch.randperm(count)]
-
-
-class _progress:
-    """A bar over the proposals, whose number isn't known before."""
-
-    def __init__(self, settings: SamplerSettings) -> None:
-        self.bar: Any = None
-        if settings.progress_bar:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(desc="posterior (laplace)", unit="proposal", dynamic_ncols=True)
-
-    def __enter__(self) -> Any:
-        return self.bar
-
-    def __exit__(self, *error: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _shown(bar: Any, values: Tensor) -> Tensor:
-    if bar is not None:
-        bar.update(len(values))
-    return values

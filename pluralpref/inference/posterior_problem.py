@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.choices import Choices
-from pluralpref.inference.contexts import Contexts, base_and_factor
+from pluralpref.inference.contexts import Contexts, base_and_factor, people_by_context
 from pluralpref.inference.interpolated_likelihood import InterpolatedChoices, both_sides, interpolate_choices
 from pluralpref.inference.interpolated_panels import InterpolatedPanels, interpolate_panels
 from pluralpref.inference.marginal import MonteCarlo, Quadrature, available_methods, log_marginal, log_marginal_panel
@@ -269,18 +269,10 @@ class PosteriorProblem:
     def _tabulate_people(self) -> list[Cell]:
         data = self.choices
         assert data.annotator is not None
-        everyone = torch.arange(data.num_annotators)
-        groups: list[tuple[Tensor, Any]] = [(everyone, None)]
-        if self.contexts is not None:
-            if self.contexts.varies or self.contexts.num_cells > MOST_CELLS:
-                return []
-            of_person = self.contexts.cell_of_person
-            groups = [
-                ((of_person == cell).nonzero()[:, 0], self.contexts.rows(torch.tensor([cell])))
-                for cell in range(self.contexts.num_cells)
-            ]
+        if self.contexts is not None and (self.contexts.varies or self.contexts.num_cells > MOST_CELLS):
+            return []
         cells = []
-        for people, context in groups:
+        for people, context in people_by_context(self.contexts, data.num_annotators):
             chosen, code, count = _rows_of(data.annotator, people, data.num_annotators)
             weight = None if data.weight is None else data.weight[chosen]
             table = interpolate_panels(data.margins[chosen], code, count, weight, data.preferred[chosen])

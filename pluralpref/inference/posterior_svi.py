@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,10 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, autoguide
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pluralpref.errors import ConfigError, InferenceError, NumericsWarning
-from pluralpref.inference.arviz_data import pareto_smooth
+from pluralpref.inference.arviz_data import MAX_PARETO_K, pareto_smooth
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
 from pluralpref.inference.posterior_problem import PosteriorProblem
@@ -40,7 +40,6 @@ GUIDES = (
     "AutoIAFNormal",
     "AutoLaplaceApproximation",
 )
-_MAX_PARETO_K = 0.7
 #: Each step's gradient averages over so many draws of the guide.
 _PARTICLES = 2
 #: The norm that a step's gradient is cut to.
@@ -78,8 +77,8 @@ def run_svi(problem: PosteriorProblem, settings: SamplerSettings) -> EngineResul
     problems = []
     if not settled:
         problems.append(f"the ELBO was still rising, by {drift:.2g} nats over the last two fifths of the steps")
-    if not k <= _MAX_PARETO_K:
-        problems.append(f"Pareto k-hat {k:.2f} of the guide's draws (wanted: <= {_MAX_PARETO_K})")
+    if not k <= MAX_PARETO_K:
+        problems.append(f"Pareto k-hat {k:.2f} of the guide's draws (wanted: <= {MAX_PARETO_K})")
     facts = {
         "guide": settings.guide,
         "num_steps": settings.num_steps,
@@ -112,7 +111,8 @@ def _fit(model: Callable[[], None], guide: AutoGuide, settings: SamplerSettings)
     # The learning rate falls a hundredfold, so that the last steps average out the gradient's noise.
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.01 ** (1 / settings.num_steps))
     losses = []
-    with _bar(settings) as bar:
+    show = settings.progress_bar
+    with tqdm(total=settings.num_steps, desc="posterior (svi)", unit="step", disable=not show) as bar:
         for step in range(settings.num_steps):
             optimiser.zero_grad()
             loss = elbo()
@@ -126,8 +126,7 @@ def _fit(model: Callable[[], None], guide: AutoGuide, settings: SamplerSettings)
             optimiser.step()
             schedule.step()
             losses.append(float(loss.detach()))
-            if bar is not None:
-                bar.update()
+            bar.update()
     return losses
 
 
@@ -160,14 +159,3 @@ def _drift(losses: list[float]) -> tuple[float, float]:
     before, after = np.array(losses[-2 * fifth : -fifth] or losses[:1]), np.array(losses[-fifth:])
     spread = math.sqrt(before.var() / len(before) + after.var() / len(after))
     return float(before.mean() - after.mean()), spread
-
-
-@contextmanager
-def _bar(settings: SamplerSettings) -> Iterator[Any]:
-    if not settings.progress_bar:
-        yield None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=settings.num_steps, desc="posterior (svi)", unit="step", dynamic_ncols=True) as bar:
-        yield bar

@@ -41,12 +41,10 @@ class StrengthGrid:
 
     :param strength: beta, (K,), increasing.
     :param weight: the mass of each node under each law, (S, K); rows add up to 1.
-    :param width: of the node's cell in beta, (K,); 0 for a point mass.
     """
 
     strength: Tensor
     weight: Tensor
-    width: Tensor
 
     def share_below_median(self) -> Tensor:
         """The share of each node's mass that lies below the median of the law's strength, |beta|; (S, K)."""
@@ -68,18 +66,17 @@ def make_grid(law: Distribution) -> StrengthGrid:
     columns = _columns(unwrap_law(law), torch.zeros(count, dtype=torch.float64))
     strength = torch.cat([c[0] for c in columns])
     weight = torch.cat([c[1] for c in columns], 1)
-    width = torch.cat([c[2] for c in columns])
     used = (weight > 0).any(0)
     order = torch.argsort(strength[used])
     weight = weight[:, used][:, order]
-    return StrengthGrid(strength[used][order], weight / weight.sum(1, keepdim=True), width[used][order])
+    return StrengthGrid(strength[used][order], weight / weight.sum(1, keepdim=True))
 
 
-_Columns = list[tuple[Tensor, Tensor, Tensor]]
+_Columns = list[tuple[Tensor, Tensor]]
 
 
 def _columns(law: Distribution, log_share: Tensor) -> _Columns:
-    """(strengths, weights (S, nodes), widths) of every part of a law."""
+    """(strengths, weights (S, nodes)) of every part of a law."""
     law = absorbed(unwrap_law(law))
     count = log_share.shape[0]
     if isinstance(law, Delta):
@@ -91,16 +88,16 @@ def _columns(law: Distribution, log_share: Tensor) -> _Columns:
         return found
     if is_negated(law):
         base: Any = law
-        return [(-b, w, width) for b, w, width in _columns(base.base_dist, log_share)]
+        return [(-b, w) for b, w in _columns(base.base_dist, log_share)]
     if is_nonnegative(law):
         return _half_line(law, log_share, whole=True)
     right = _half_line(law, log_share, whole=False)
     left = _half_line(negate(law), log_share, whole=False)
-    return right + [(-b, w, width) for b, w, width in left]
+    return right + [(-b, w) for b, w in left]
 
 
-def _points(values: Tensor, log_share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return values, torch.diag(log_share.exp()), torch.zeros_like(values)
+def _points(values: Tensor, log_share: Tensor) -> tuple[Tensor, Tensor]:
+    return values, torch.diag(log_share.exp())
 
 
 def _half_line(law: Distribution, log_share: Tensor, *, whole: bool) -> _Columns:
@@ -133,7 +130,7 @@ def _half_line(law: Distribution, log_share: Tensor, *, whole: bool) -> _Columns
         if whole:
             weight = torch.cat([mass[:, :1] + rest.unsqueeze(1), mass[:, 1:]], 1)
             weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-300)
-        columns.append((u.exp(), torch.nan_to_num(weight * share), u.exp() * 2 * math.sinh(step / 2)))
+        columns.append((u.exp(), torch.nan_to_num(weight * share)))
     if bool(narrow.any()):
         columns.append(_points(mean, torch.where(narrow, log_share, -math.inf)))
     return columns
