@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -36,8 +37,10 @@ _NOTHING = 1e-10
 _LARGEST_STEP = 0.15
 #: Units of u that it goes on at both ends, for laws that do.
 _MARGIN = 6.0
-#: Elements of the table, and of the arrays it is built with.
-_LARGEST_TABLE, _BUILD_ELEMENTS = 2**27, 2**20
+#: Of the memory that is free, what the table may take.
+_SHARE_OF_MEMORY = 0.5
+#: Elements of the arrays it is built with.
+_BUILD_ELEMENTS = 2**20
 #: -log of the errors aimed at: of the rule, and of the mass beyond its ends.
 _DIGITS = 24.0
 #: -d²/du² of -log(1 + exp(-e^u h)) is at most 0.27 on the real axis and 0.44 near it; and a choice can raise the
@@ -334,7 +337,8 @@ def interpolate_panels(
     start = math.log(_NOTHING / steepest) - _MARGIN if seen.numel() else -_MARGIN
     stop = math.log(-math.log(_NOTHING) / float(seen.min())) + _MARGIN if seen.numel() else _MARGIN
     nodes = math.ceil((stop - start) / step) + 1
-    if 2 * count * nodes > _LARGEST_TABLE:
+    # Two doubles for each node; what is left of the memory is needed for products with the table.
+    if 8 * 2 * count * nodes > _SHARE_OF_MEMORY * psutil.virtual_memory().available:
         return None
     growth = torch.exp(start + step * torch.arange(nodes, dtype=torch.float64))
     table = torch.zeros(2, count, nodes, dtype=torch.float64)

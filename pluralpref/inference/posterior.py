@@ -30,6 +30,8 @@ _OPTIONS_OF = {
     "nuts": ("num_warmup", "target_accept_prob", "max_tree_depth"),
     "svi": ("guide", "num_steps", "learning_rate", "batch_size"),
 }
+#: Annotators or pairs in each step of "svi" where "auto" chose it.
+_BATCH = 2000
 _LEAST = {
     "num_samples": 4,
     "num_warmup": 0,
@@ -89,7 +91,8 @@ def fit_posterior(
     isn't positive definite. ``"nuts"`` is the No-U-Turn sampler in straightened coordinates, one chain after the other.
     ``"svi"`` fits one of Pyro's automatic guides, on all choices or on minibatches of annotators (of pairs where those are
     unknown); it reports whether the ELBO settled and how well the guide fits (k-hat). ``"auto"`` is ``"laplace"``, and
-    ``"nuts"`` where that refuses; an option of one method selects that method. ``attrs["method_reason"]`` says what was
+    ``"nuts"`` where that refuses, and ``"svi"`` on minibatches of 2,000 where more than 200,000 choices can't be tabulated
+    (a table takes at most half of the free memory: some 6 GB for a million annotators with ten choices each); an option of one method selects that method. ``attrs["method_reason"]`` says what was
     chosen and why.
 
     The draws depend on ``seed`` alone, in one thread. Pyro's parameter store, the global generators and torch's number of
@@ -145,11 +148,15 @@ def fit_posterior(
     given = {name: value for name, value in given.items() if value is not None}
     common = {"num_samples": num_samples, "num_chains": num_chains, "seed": seed}
     _check_settings({**given, **common})
-    candidates, reason = _candidates(method, given)
+    asked = _asked(given)
+    candidates, reason = _candidates(method, given, asked)
     choices = as_choices(
         margins, annotator=annotator, weight=weight, preferred=preferred, groups=groups, covariates=covariates
     )
     problem = PosteriorProblem(strength, choices, priors)
+    if method == "auto" and not asked and problem.is_too_large:
+        candidates, given["batch_size"] = ["svi"], min(_BATCH, problem.num_units - 1)
+        reason = f"{choices.num_pairs:,} choices are too many to integrate all at each step, and {problem.why_no_table}"
     show = sys.stderr.isatty() if progress_bar is None else progress_bar
     started = time.perf_counter()
     for name in candidates:
@@ -176,11 +183,15 @@ def _check_settings(values: Mapping[str, Any]) -> None:
         raise ConfigError(f"learning_rate={values['learning_rate']}: must be greater than 0")
 
 
-def _candidates(method: str, given: Mapping[str, Any]) -> tuple[list[str], str]:
+def _asked(given: Mapping[str, Any]) -> set[str]:
+    """The methods that have some of the given options."""
+    return {name for name, options in _OPTIONS_OF.items() if any(option in given for option in options)}
+
+
+def _candidates(method: str, given: Mapping[str, Any], asked: set[str]) -> tuple[list[str], str]:
     """The methods to be tried in turn, and why the first."""
     if method != "auto" and method not in _ENGINES:
         raise ConfigError(f"unknown method {method!r}: available are 'auto', {', '.join(map(repr, _ENGINES))}")
-    asked = {name for name, options in _OPTIONS_OF.items() if any(option in given for option in options)}
     if method == "auto":
         if not asked:
             return [

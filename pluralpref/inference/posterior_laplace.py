@@ -71,6 +71,11 @@ def run_laplace(problem: PosteriorProblem, settings: SamplerSettings) -> EngineR
     :raises InferenceError: if no mode is found, the Hessian isn't positive definite, or Pareto k-hat is above 0.7; the
         message names the method to use instead.
     """
+    if problem.is_too_large:
+        raise InferenceError(
+            f"{problem.choices.num_pairs:,} choices would all be integrated anew for each proposal, because "
+            f"{problem.why_no_table}: use method='svi' with batch_size=..."
+        )
     with warnings.catch_warnings(), borrowed_state(child_seed(settings.seed, 0), threads=1):
         # What is tried far outside of the posterior has no weight; an integral that is hard there is no news.
         warnings.simplefilter("ignore", NumericsWarning)
@@ -279,7 +284,7 @@ def _importance_resample(
     count = settings.num_samples * settings.num_chains
     num_proposals = settings.num_proposals
     if num_proposals is None:
-        num_proposals = max(_PROPOSALS, count) if target.problem.cells else _DIRECT_PROPOSALS
+        num_proposals = _DIRECT_PROPOSALS if target.problem.costs_every_choice else max(_PROPOSALS, count)
     proposal, rounds = _Proposal(modes, target.folded), 0
     for _ in range(1 + _ADAPTATIONS):
         rounds += 1
@@ -291,7 +296,7 @@ def _importance_resample(
         value = torch.cat(parts)
         smoothed, k = pareto_smooth(value - proposal.log_prob(z))
         log_weights = torch.as_tensor(smoothed)
-        effective = 1 / float((2 * log_weights).exp().sum())
+        effective = _effective(z, log_weights)
         # Weights that can be relied on come first, then many of them.
         rank = (k <= MAX_PARETO_K, effective if k <= MAX_PARETO_K else -k)
         if best is None or rank > best[0]:
@@ -303,16 +308,14 @@ def _importance_resample(
             break
         proposal = _Proposal([adapted], target.folded)
     assert best is not None
-    _, k, z, log_weights, value = best
-    weights = log_weights.exp()
-    effective = 1 / float(weights.square().sum())
+    (_, effective), k, z, log_weights, value = best
     if not k <= MAX_PARETO_K:
         raise InferenceError(
             f"importance resampling can't be relied on: Pareto k-hat {k:.2f} is above {MAX_PARETO_K} after "
             f"{rounds} round(s) of {num_proposals} proposals, so the posterior of {', '.join(target.shapes)} "
             "is too far from normal for method='laplace'. Use method='nuts', or give tighter priors={...}"
         )
-    rows = _systematic(weights, count)
+    rows = _systematic(log_weights.exp(), count)
     values, _ = target.coordinates.constrain_rows(target.split(z[rows]))
     facts = {
         "pareto_k": k,
@@ -323,6 +326,18 @@ def _importance_resample(
     }
     stats = {"lp": value[rows].numpy()}
     return {name: x.detach().double() for name, x in values.items()}, facts, stats
+
+
+def _effective(z: Tensor, log_weights: Tensor) -> float:
+    r"""The number of independent draws with the same error: the smallest for any coordinate's mean, and for the weights.
+
+    The variance of a self-normalised mean is :math:`\sum_s w_s^2 (z_s - \bar z)^2`, larger than the weights alone tell
+    where the far draws are the heavy ones: A. B. Owen, *Monte Carlo theory, methods and examples*, 2013, section 9.3.
+    """
+    weights = log_weights.exp()
+    offset = (z - weights @ z).square()
+    by_coordinate = (weights @ offset) / (weights.square() @ offset).clamp_min(1e-300)
+    return float(torch.cat([by_coordinate, 1 / weights.square().sum().reshape(1)]).min())
 
 
 def _from_weights(z: Tensor, log_weights: Tensor) -> _Mode | None:

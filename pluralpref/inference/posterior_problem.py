@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _COMMON_SEED = 20_260_106
 _CHUNK_ELEMENTS = 400_000
 #: People with more different contexts than this are integrated directly, without tables.
 MOST_CELLS = 64
+#: More choices than this aren't integrated anew for each of thousands of evaluations.
+MOST_DIRECT_CHOICES = 200_000
+#: Annotators with more than so many times the median number of choices have tables of their own: theirs are finer.
+_HEAVY = 16
 #: Choices in one piece of the twice differentiable likelihood.
 _PIECE_PAIRS = 50_000
 #: So few single choices have a table of their own where they can't be reduced to fewer nodes.
@@ -106,7 +111,7 @@ class PosteriorProblem:
             )
         self.contexts = Contexts(strength, choices) if strength.context_columns else None
         self.method: str | Method = "auto"
-        methods = available_methods(law) if choices.annotator is None else available_panel_methods(law)
+        methods = available_methods(law) if self.is_independent else available_panel_methods(law)
         #: How beta is integrated out, for the record.
         self.marginal_name = methods[0]
         if methods[0] == "quadrature" and not has_log_family(unwrap_law(law)):
@@ -126,11 +131,12 @@ class PosteriorProblem:
             )
         # Monte-Carlo noise differs from pair to pair, so it can't be interpolated.
         exact = methods[0] != "monte_carlo"
-        self.reduced = None if self.is_panel or not exact else interpolate_choices(choices, self._cells_of_pairs())
+        alone = self.is_independent
+        self.reduced = interpolate_choices(choices, self._cells_of_pairs()) if alone and exact else None
         tabulated = can_tabulate(law)
-        #: Sets of annotators with one law each; of pairs' nodes where choices are single and reduced.
+        #: Sets of annotators with one law each; of nodes in place of pairs where choices are independent.
         self.cells: list[Cell] = []
-        if tabulated and self.is_panel:
+        if tabulated and not alone:
             self.cells = self._tabulate_people()
         elif tabulated and self.reduced is not None:
             self.cells = self._tabulate_nodes(self.reduced)
@@ -150,6 +156,38 @@ class PosteriorProblem:
         return self.choices.annotator is not None
 
     @property
+    def is_independent(self) -> bool:
+        """Whether every pair is a factor of the likelihood: no annotators, or each with a single hard choice of weight 1.
+
+        A weight, or a soft label, is inside of the expectation for an annotator and outside of it for a pair.
+        """
+        data = self.choices
+        if data.annotator is None:
+            return True
+        return not data.repeated and data.weight is None and bool(((data.preferred == 0) | (data.preferred == 1)).all())
+
+    @property
+    def costs_every_choice(self) -> bool:
+        """Whether one evaluation of the likelihood integrates all choices anew."""
+        return not self.cells and self.reduced is None
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether a method that evaluates the likelihood thousands of times is out of the question."""
+        return self.costs_every_choice and self.choices.num_pairs > MOST_DIRECT_CHOICES
+
+    @property
+    def why_no_table(self) -> str:
+        """What stands against a table of the choices, where there is none; for messages."""
+        if not can_tabulate(self.twin.law()):
+            return f"{type(self.strength).__name__} has no density that a table serves"
+        if self.contexts is not None and self.contexts.varies:
+            return self.contexts.describe_varying()
+        if self.contexts is not None and self.contexts.num_cells > MOST_CELLS:
+            return f"its columns have {self.contexts.num_cells:,} different values, more than {MOST_CELLS}"
+        return f"a table for {self.num_units:,} {'annotators' if self.is_panel else 'pairs'} takes too much memory"
+
+    @property
     def num_units(self) -> int:
         """The number of independent factors of the likelihood: annotators, or pairs where those are unknown."""
         return self.choices.num_annotators if self.is_panel else self.choices.num_pairs
@@ -164,7 +202,7 @@ class PosteriorProblem:
         """The Pyro model: sites for the parameters and, observed, ``"preferred"`` (or a factor for all choices)."""
         values = {name: pyro.sample(name, prior) for name, prior in self.priors.items()}
         data = self.choices
-        if self.is_panel or self.reduced is not None:
+        if not self.is_independent or self.reduced is not None:
             pyro.factor("preferred", self.log_likelihood_at(values))
             return
         law = self.law(values, None if self.contexts is None else self.contexts.of_pairs)
@@ -191,7 +229,7 @@ class PosteriorProblem:
             (smooth,) = self.smooth_pieces()
             return smooth(values)
         with self._common_random_numbers():
-            return (self._panel(values) if self.is_panel else self._single(values)).sum()
+            return (self._single(values) if self.is_independent else self._panel(values)).sum()
 
     def smooth_pieces(self) -> list[Callable[[Mapping[str, Tensor]], Tensor]]:
         """Functions of theta that add up to the log-likelihood, twice differentiable, each of bounded memory."""
@@ -199,7 +237,7 @@ class PosteriorProblem:
             nodes, coefficients = self.reduced.nodes, self.reduced.coefficients
             context = None if self.contexts is None else self.contexts.rows(self.reduced.cell)
             return [lambda values: (coefficients * log_marginal(self.law(values, context), nodes, self.method)).sum()]
-        if not self.is_panel:
+        if self.is_independent:
             size = _PIECE_PAIRS
             parts = [torch.arange(i, min(i + size, self.num_units)) for i in range(0, self.num_units, size)]
             return [lambda values, part=part: self._single(values, part).sum() for part in parts]  # type: ignore[misc]
@@ -272,7 +310,7 @@ class PosteriorProblem:
         if self.contexts is not None and (self.contexts.varies or self.contexts.num_cells > MOST_CELLS):
             return []
         cells = []
-        for people, context in people_by_context(self.contexts, data.num_annotators):
+        for people, context in self._people_by_table():
             chosen, code, count = _rows_of(data.annotator, people, data.num_annotators)
             weight = None if data.weight is None else data.weight[chosen]
             table = interpolate_panels(data.margins[chosen], code, count, weight, data.preferred[chosen])
@@ -280,6 +318,18 @@ class PosteriorProblem:
                 return []
             cells.append(Cell(people, context, table))
         return cells
+
+    def _people_by_table(self) -> Iterator[tuple[Tensor, Any]]:
+        """Sets of annotators with one context and similar numbers of choices: the busiest sets the distance of the nodes."""
+        data = self.choices
+        assert data.annotator is not None
+        total = torch.bincount(data.annotator, data.weight, minlength=data.num_annotators).double()
+        usual = float(total[total > 0].median()) if bool((total > 0).any()) else 1.0
+        size = (total / usual).clamp_min(1).log() / math.log(_HEAVY)
+        for people, context in people_by_context(self.contexts, data.num_annotators):
+            sizes = size[people].floor()
+            for one in sizes.unique():
+                yield people[sizes == one], context
 
     def _tabulate_nodes(self, reduced: InterpolatedChoices) -> list[Cell]:
         count = 1 if self.contexts is None else self.contexts.num_cells
@@ -346,14 +396,15 @@ class PosteriorProblem:
     def _terms(self, draws: Mapping[str, Tensor]) -> Iterator[tuple[slice, Any, Tensor]]:
         """(draws, units, terms) in blocks that together are everything, once."""
         count = next(iter(draws.values())).shape[0]
-        if not self.is_panel:
+        if self.is_independent:
             data = self.choices
+            units: Any = slice(None) if data.annotator is None else data.annotator
             context = None if self.contexts is None else self.contexts.of_pairs
             block = max(1, _CHUNK_ELEMENTS // data.num_pairs)
             for start, stop, law in laws_of_draws(self.twin, draws, block, context, data.num_pairs):
                 with self._common_random_numbers():
                     terms = MixedLogit(law, data.margins, self.method).log_prob(data.preferred)
-                yield slice(start, stop), slice(None), terms if data.weight is None else terms * data.weight
+                yield slice(start, stop), units, terms if data.weight is None else terms * data.weight
         elif self.cells:
             for cell in self.cells:
                 for rows, people, terms in self._terms_of_cell(cell, draws):

@@ -271,6 +271,14 @@ class Posterior(PosteriorDraws):
         data = problem.choices
         shape = (self._settings.num_chains, self._settings.num_samples, -1)
         if group == "posterior":
+            values = self._settings.num_chains * self._settings.num_samples * data.num_annotators
+            if values > POINTWISE_LIMIT:
+                warnings.warn(
+                    f"beta_annotator left out: {values:,} values; draw fewer samples, or use beta_given_choices()",
+                    DataWarning,
+                    stacklevel=4,
+                )
+                return self._draws
             return self._draws | ({"beta_annotator": self._beta_annotator} if self.is_panel else {})
         if group == "sample_stats":
             return dict(self._result.stats)

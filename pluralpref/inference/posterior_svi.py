@@ -71,13 +71,18 @@ def run_svi(problem: PosteriorProblem, settings: SamplerSettings) -> EngineResul
             if settings.guide == "AutoLaplaceApproximation":
                 guide = guide.laplace_approximation()
             draws = _draw(guide, problem.names, settings.num_samples * settings.num_chains)
-            k = _fit_of_guide(problem, guide)
+            k = math.nan if problem.is_too_large else _fit_of_guide(problem, guide)
     drift, error = _drift(losses)
     settled = drift <= max(_STANDARD_ERRORS * error, _NATS)
     problems = []
     if not settled:
         problems.append(f"the ELBO was still rising, by {drift:.2g} nats over the last two fifths of the steps")
-    if not k <= MAX_PARETO_K:
+    if problem.is_too_large:
+        problems.append(
+            f"how well the guide fits wasn't measured: {_GUIDE_DRAWS} of its draws would integrate "
+            f"{problem.choices.num_pairs:,} choices each"
+        )
+    elif not k <= MAX_PARETO_K:
         problems.append(f"Pareto k-hat {k:.2f} of the guide's draws (wanted: <= {MAX_PARETO_K})")
     facts = {
         "guide": settings.guide,

@@ -1,9 +1,11 @@
 """The tabulated likelihood of panels against direct quadrature."""
 
 import math
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
+import psutil
 import pytest
 import torch
 
@@ -99,8 +101,9 @@ def test_absurd_parameters_are_no_number_and_no_crash():
             assert torch.isnan(table.log_marginal(law)).all()
 
 
-def test_a_table_that_would_be_too_large_is_not_made():
+def test_a_table_that_would_be_too_large_is_not_made(monkeypatch):
     annotators = 1_000_000
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
     h, index = torch.ones(annotators, dtype=torch.float64), torch.arange(annotators)
     assert interpolate_panels(h, index, annotators) is None
     assert isinstance(interpolate_panels(h[:10], index[:10], 10), InterpolatedPanels)
