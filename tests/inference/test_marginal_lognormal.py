@@ -108,6 +108,44 @@ def test_second_derivatives_against_differences_of_first_ones(derivatives_of_jac
     torch.testing.assert_close(hessian, hessian.T, rtol=1e-10, atol=1e-11)
 
 
+def exact_winning(loc, scale, h):
+    """(value, d/dloc, d/dscale, d²/dloc², d²/dloc dscale, d²/dscale²) of log E[sigmoid(beta h)], h > 0, in 50 digits.
+
+    By the trapezoidal rule in x = (log beta - loc)/scale around the peak of the losing side, and pathwise derivatives.
+    """
+    with mp.workdps(50):
+        m, s, h = mp.mpf(loc), mp.mpf(scale), mp.mpf(h)
+        y = mp.lambertw(s * s * h * mp.exp(m)).real
+        step = mp.mpf("0.1") / mp.sqrt(1 + y)
+        sums = [mp.mpf(0)] * 6
+        for k in range(-200, 201):
+            x = -y / s + k * step
+            v = h * mp.exp(m + s * x)
+            q = 1 / (1 + mp.exp(v))
+            slope = -v * q * (1 - q)
+            bend = slope * (1 - v * (1 - 2 * q))
+            terms = (q, slope, x * slope, bend, x * bend, x * x * bend)
+            sums = [total + step * mp.npdf(x) * term for total, term in zip(sums, terms, strict=True)]
+        losing, *derivatives = sums
+        d_loc, d_scale, *second = [-d / (1 - losing) for d in derivatives]
+        products = d_loc * d_loc, d_loc * d_scale, d_scale * d_scale
+        result = mp.log1p(-losing), d_loc, d_scale, *(a - b for a, b in zip(second, products, strict=True))
+        return torch.tensor([float(x) for x in result], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("size", [40.0, 400.0, 700.0, 715.0, 2000.0, 1e5])
+def test_second_derivatives_where_the_choice_is_nearly_certain(size, scale):
+    """Where the losing side's probability underflows they are 0."""
+    x = torch.tensor([5.0, scale], dtype=torch.float64, requires_grad=True)
+    h = torch.tensor(size * math.exp(-5.0), dtype=torch.float64)
+    value = log_marginal(dist.LogNormal(x[0], x[1]), h)
+    (slope,) = torch.autograd.grad(value, x, create_graph=True)
+    by_loc, by_scale = (torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope)
+    actual = torch.stack([value, *slope, *by_loc, by_scale[1]]).detach()
+    torch.testing.assert_close(actual, exact_winning(5.0, scale, h.item()), rtol=1e-11, atol=TINY)
+
+
 def test_gamma_quadrature_hessian_equals_that_of_the_closed_form():
     h = torch.tensor([-30.0, -2.0, -0.1, 0.5, 20.0], dtype=torch.float64)
 

@@ -391,18 +391,7 @@ EDGES = (
 )  # fmt: skip
 
 
-BROKEN = {
-    "separated singles": "the second derivatives are NaN at a small cv and a large mean",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=BROKEN[name])) if name in BROKEN else name
-        for name in EDGES
-    ],
-)
+@pytest.mark.parametrize("name", EDGES)
 def test_data_at_the_edges(name):
     """Proper priors make a proper posterior of each: the draws are those of a grid."""
     margins, annotator = edge(name)

@@ -45,7 +45,7 @@ def flat_parameter(parameter: Tensor, dtype: torch.dtype, shape: torch.Size) -> 
 
 
 class _Choice(torch.autograd.Function):
-    """log(1 - exp(x)) where the choice wins, else x; its first derivative costs one expm1."""
+    """log(1 - exp(x)) where the choice wins, else x; its first derivative costs one exp and one expm1."""
 
     @staticmethod
     def forward(ctx: Any, losing: Tensor, wins: Tensor) -> Tensor:
@@ -55,11 +55,13 @@ class _Choice(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        """The product with -1/(exp(-x) - 1), or with 1; differentiable."""
+        """The product with exp(x)/(exp(x) - 1), or with 1; differentiable."""
         losing, wins = ctx.saved_tensors
         # At x = 0, which only rounding makes, the slope is infinite and taken as 0, as in log1mexp.
         known = wins & (losing < 0)
-        slope = -1 / torch.expm1(torch.where(known, -losing, 1.0))
+        # Not -1/(exp(-x) - 1), which overflows below x = -709: its derivative is then 0 times infinity.
+        x = torch.where(known, losing, -1.0)
+        slope = torch.exp(x) / torch.expm1(x)
         return grad_outputs[0] * torch.where(known, slope, torch.where(wins, 0.0, 1.0)), None
 
 
