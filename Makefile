@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# One thread for each process that tests: small tensors gain nothing from more, and threads of several processes wait for
+# each other. JOBS=0 tests in one process.
+JOBS   ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 .PHONY: install demo test test-slow lint typecheck bench clean
 
@@ -19,10 +23,10 @@ demo: $(STAMP)
 	$(BIN)/pluralpref demo $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not bench" $(TEST_ARGS)
+	$(PYTEST) -m "not slow and not bench" $(TEST_ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not bench" $(TEST_ARGS)
+	$(PYTEST) -m "slow and not bench" $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

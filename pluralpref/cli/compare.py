@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         best = str(next(iter(found.tables.values())).index[0])
         reference = "fixed" if "fixed" in found.posteriors and best != "fixed" else str(found.tables["pair"].index[-1])
         frame = found.drivers(best, reference).head(options.drivers)
-        drivers = frame.reset_index().to_dict("records")
+        drivers = {"model": best, "reference": reference, "units": frame.reset_index(names="unit").to_dict("records")}
         print(f"what makes {best} better than {reference}: gain in nats, share of all gains")
         print(frame.to_string(float_format=lambda value: f"{value:.4g}"))
         print()
@@ -79,16 +79,7 @@ def main(argv: Sequence[str]) -> int:
         for line in posterior.identification:
             print(f"note ({name}): {line}")
     if options.output:
-        record = {
-            "num_pairs": len(table),
-            "levels": {
-                level: frame.reset_index(names="model").to_dict("records") for level, frame in found.tables.items()
-            },
-            "likelihood_ratio": None if found.ratio is None else vars(found.ratio),
-            "sentences": list(found.sentences),
-            "drivers": drivers,
-            "methods": {name: posterior.attrs["method"] for name, posterior in found.posteriors.items()},
-        }
+        record = {"num_pairs": len(table), **found.record(), "drivers": drivers}
         with written_aside(Path(options.output)) as partial:
             partial.write_text(json.dumps(record, indent=2))
         print(f"comparison of {len(models)} models on {len(table)} margins: {options.output}")

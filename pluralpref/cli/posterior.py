@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pluralpref.atomic import written_aside
 from pluralpref.cli.margins_options import TableOptions, read_choices
 from pluralpref.cli.options import parse, show_progress
 from pluralpref.errors import ConfigError
@@ -23,6 +24,13 @@ class PosteriorOptions:
         default="auto", metadata={"help": "auto (laplace, else nuts; says which and why), laplace, nuts or svi."}
     )
     output: str = field(default="posterior.nc", metadata={"help": "ArviZ data, NetCDF."})
+    people: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also write a table of each annotator's strength given their choices to this file (CSV or Parquet): mean, "
+            "interval, probability of being less sensitive than the median, and of being opposed."
+        },
+    )
     num_samples: int = field(default=1000, metadata={"help": "Draws in each chain."})
     num_warmup: int | None = field(default=None, metadata={"help": "nuts: steps of warm-up in each chain (500)."})
     num_chains: int = field(default=4, metadata={"help": "Chains."})
@@ -33,9 +41,14 @@ class PosteriorOptions:
 def main(argv: Sequence[str]) -> int:
     """Draw from the posterior of the distribution of beta given margins, and write it as ArviZ data."""
     of_table, options = parse("posterior", (TableOptions, PosteriorOptions), argv, main.__doc__ or "")
-    if Path(options.output).exists() and not options.overwrite:
-        raise ConfigError(f"--output {options.output} exists: choose another name or give --overwrite")
+    for flag, path in (("output", options.output), ("people", options.people)):
+        if path and Path(path).exists() and not options.overwrite:
+            raise ConfigError(f"--{flag} {path} exists: choose another name or give --overwrite")
+    if options.people and Path(options.people).suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--people {options.people}: the name must end in .csv or .parquet")
     table, columns = read_choices(of_table)
+    if options.people and columns["annotator"] is None:
+        raise ConfigError("--people has no effect without annotators: the table needs a column 'annotator'")
     strength = make_strength(options.family, options.beta)
     if columns["groups"]:
         strength = GroupStrength({name: sorted(set(labels)) for name, labels in columns["groups"].items()}, strength)
@@ -55,4 +68,9 @@ def main(argv: Sequence[str]) -> int:
     for line in posterior.identification:
         print(f"note: {line}")
     print(f"posterior of {len(table)} margins: {options.output}")
+    if options.people:
+        people = posterior.beta_given_choices().table()
+        with written_aside(Path(options.people)) as partial:
+            (people.to_csv if options.people.endswith(".csv") else people.to_parquet)(partial)
+        print(f"strengths of {len(people)} people: {options.people}")
     return 0

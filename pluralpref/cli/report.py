@@ -12,11 +12,11 @@ import yaml
 
 from pluralpref.cli.options import need, parse
 from pluralpref.data import read_margins
-from pluralpref.diagnostics import write_report
-from pluralpref.errors import ConfigError, DataError
+from pluralpref.diagnostics import predictive_checks, write_report
+from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.evaluation import held_out_metrics
-from pluralpref.inference.posterior_draws import PosteriorDraws, load_posterior
-from pluralpref.models import FAMILIES, StrengthModel, make_strength
+from pluralpref.inference.posterior_draws import load_posterior
+from pluralpref.models import StrengthModel
 
 
 @dataclass
@@ -30,64 +30,79 @@ class ReportOptions:
     margins: str | None = field(
         default=None, metadata={"help": "Held-out margins; default: margins.parquet in the folder, if there."}
     )
+    comparison: str | None = field(
+        default=None,
+        metadata={"help": "What compare --output wrote; default: comparison.json in the folder, if there."},
+    )
     output: str | None = field(default=None, metadata={"help": "The HTML file; default: report.html in the folder."})
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write one self-contained HTML file about a run: data, training law, posterior, and what identifies them."""
+    """Write one self-contained HTML file about a run: data, training law, posterior, people, and what identifies them.
+
+    Without a run, --posterior and --output make a report of the posterior alone.
+    """
     (options,) = parse("report", (ReportOptions,), argv, main.__doc__ or "")
-    run = Path(need(options.run_dir, "run_dir"))
-    if not (run / "config.yaml").is_file():
-        raise DataError(f"--run_dir {run}: no config.yaml, so not the folder of a run")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    law = StrengthModel.from_pretrained(run / "strength") if (run / "strength").is_dir() else None
-    margins_path = _existing(options.margins, run / "margins.parquet", "margins")
+    run = None
+    if options.run_dir is None:
+        need(options.posterior, "posterior (or --run_dir)")
+        need(options.output, "output (or --run_dir)")
+    else:
+        run = Path(options.run_dir)
+        if not (run / "config.yaml").is_file():
+            raise DataError(f"--run_dir {run}: no config.yaml, so not the folder of a run")
+    law = StrengthModel.from_pretrained(run / "strength") if run and (run / "strength").is_dir() else None
+    margins_path = _existing(options.margins, run, "margins.parquet", "margins")
     table = None if margins_path is None else read_margins(margins_path)
-    posterior_path = _existing(options.posterior, run / "posterior.nc", "posterior")
-    posterior = None
-    if posterior_path is not None:
+    posterior_path = _existing(options.posterior, run, "posterior.nc", "posterior")
+    comparison_path = _existing(options.comparison, run, "comparison.json", "comparison")
+    notices = []
+    posterior = people = checks = None
+    if posterior_path is None:
+        notices.append("No posterior yet: run pluralpref posterior on the held-out margins.")
+    else:
         posterior = load_posterior(posterior_path)
-        model = _model_of(posterior, law)
-        if model is not None:
-            posterior = load_posterior(posterior_path, model)
+        if law is not None and not posterior.has_data and type(law).__name__ == posterior.family:
+            posterior = load_posterior(posterior_path, law)
+        try:
+            people = posterior.beta_given_choices() if posterior.has_data and posterior.is_panel else None
+        except UnsupportedError as error:
+            notices.append(f"No table of people: {error}")
+        try:
+            checks = predictive_checks(posterior) if posterior.has_data else None
+        except UnsupportedError as error:
+            notices.append(f"No predictive checks: {error}")
     metrics = None
     if table is not None and law is not None:
         metrics = held_out_metrics(
             law, table.margins, weight=table.weight, annotator=table.annotator, preferred=table.preferred
         )
-    notices = [] if posterior is not None else ["No posterior yet: run pluralpref posterior on the held-out margins."]
     path = write_report(
-        options.output or run / "report.html",
-        title=f"Preference strength: {run.name}",
-        config=config,
-        rows=_rows(run / "rows.json"),
-        training=_training(run / "metrics.jsonl"),
+        options.output or Path(options.run_dir or ".") / "report.html",
+        title=f"Preference strength: {run.name if run else Path(str(posterior_path)).stem}",
+        config=yaml.safe_load((run / "config.yaml").read_text()) if run else None,
+        rows=_rows(run / "rows.json") if run else None,
+        training=_training(run / "metrics.jsonl") if run else (),
         training_law=law,
         posterior=posterior,
         margins=None if table is None else table.margins,
         preferred=None if table is None else table.preferred,
         metrics=metrics,
+        people=people,
+        checks=checks,
+        comparison=None if comparison_path is None else json.loads(comparison_path.read_text()),
         notices=notices,
-        reproduce=f"pluralpref train --config {run / 'config.yaml'}",
+        reproduce=f"pluralpref train --config {run / 'config.yaml'}" if run else None,
     )
     print(path)
     return 0
 
 
-def _model_of(posterior: PosteriorDraws, law: StrengthModel | None) -> StrengthModel | None:
-    """A strength model with the posterior's family and parameters: the run's own, or a built-in by default arguments."""
-    candidates = [make_strength(family) for family in FAMILIES]
-    for model in ([law] if law is not None else []) + candidates:
-        if type(model).__name__ == posterior.family and sorted(model.parameter_names()) == sorted(posterior.names):
-            return model
-    return None
-
-
-def _existing(given: str | None, default: Path, flag: str) -> Path | None:
+def _existing(given: str | None, run: Path | None, default: str, flag: str) -> Path | None:
     if given is not None and not Path(given).is_file():
         raise ConfigError(f"--{flag} {given}: no such file")
-    path = default if given is None else Path(given)
-    return path if path.is_file() else None
+    path = Path(given) if given is not None else run / default if run is not None else None
+    return path if path is not None and path.is_file() else None
 
 
 def _rows(path: Path) -> dict[str, int] | None:

@@ -1,5 +1,6 @@
 """What a posterior and a run look like, and whether inference is calibrated: ArviZ data, figures, the HTML report."""
 
+from pluralpref.diagnostics.agreement_plot import plot_agreement
 from pluralpref.diagnostics.calibration import simulation_based_calibration
 from pluralpref.diagnostics.calibration_result import CalibrationResult
 from pluralpref.diagnostics.comparison import (
@@ -11,6 +12,7 @@ from pluralpref.diagnostics.comparison import (
     likelihood_ratio_test,
 )
 from pluralpref.diagnostics.families import FamilyFacts, describe_family
+from pluralpref.diagnostics.people_plots import plot_comparison, plot_groups, plot_people
 from pluralpref.diagnostics.plots import (
     plot_calibration,
     plot_chains,
@@ -19,6 +21,7 @@ from pluralpref.diagnostics.plots import (
     plot_strength,
     plot_training,
 )
+from pluralpref.diagnostics.predictive_checks import PredictiveChecks, predictive_checks
 from pluralpref.diagnostics.rank_plot import plot_calibration_ranks
 from pluralpref.diagnostics.report import Report, Table
 from pluralpref.diagnostics.run_report import write_report
@@ -30,6 +33,7 @@ __all__ = [
     "FamilyFacts",
     "IndependentChoices",
     "LikelihoodRatio",
+    "PredictiveChecks",
     "Report",
     "Table",
     "compare",
@@ -40,13 +44,18 @@ __all__ = [
     "load_netcdf",
     "loo",
     "make_inference_data",
+    "plot_agreement",
     "plot_calibration",
     "plot_calibration_ranks",
     "plot_chains",
+    "plot_comparison",
+    "plot_groups",
     "plot_margins",
     "plot_parameter",
+    "plot_people",
     "plot_strength",
     "plot_training",
+    "predictive_checks",
     "save_netcdf",
     "simulation_based_calibration",
     "summary",

@@ -126,6 +126,17 @@ class Comparison:
         frame = pd.DataFrame({"gain": gain[order], "share": share[order]}, index=pd.Index(labels, name=level))
         return frame.assign(cumulative=frame["share"].cumsum())
 
+    def record(self) -> dict[str, Any]:
+        """Everything but the posteriors and single units as JSON knows it: tables by level, the test, the sentences."""
+        return {
+            "levels": {
+                level: frame.reset_index(names="model").to_dict("records") for level, frame in self.tables.items()
+            },
+            "likelihood_ratio": None if self.ratio is None else vars(self.ratio),
+            "sentences": list(self.sentences),
+            "methods": {name: posterior.attrs["method"] for name, posterior in self.posteriors.items()},
+        }
+
     def __repr__(self) -> str:
         return "\n\n".join([*(table.to_string() for table in self.tables.values()), *self.sentences])
 

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart; lines differ in style as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
-_GREY = "#666666"
+GREY = "#666666"
 _MOST_COMPONENTS = 8
 
 
-def _new(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure of that many inches with a row of axes, or one, in the house style; made without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,7 +65,7 @@ def plot_strength(
     """
     if posterior is None and training_law is None and truth is None:
         raise ConfigError("plot_strength needs a posterior, a training law, or a true law")
-    figure, ax = _new()
+    figure, ax = new_figure()
     grid = _strength_grid(posterior, training_law, truth)
     top = 0.0
     if posterior is not None and posterior.has_spread and not posterior.has_density:
@@ -143,7 +144,7 @@ def plot_parameter(
     """
     values = posterior.draws(name).ravel()
     low, high = posterior.interval(name, prob)
-    figure, ax = _new()
+    figure, ax = new_figure()
     span = float(values.max() - values.min()) or abs(float(values.mean())) or 1.0
     left, right = values.min() - 0.3 * span, values.max() + 0.3 * span
     left = max(left, 0.0) if values.min() >= 0 else left
@@ -152,7 +153,7 @@ def plot_parameter(
     ax.hist(values, bins=bins, density=True, color=COLOURS[0], alpha=0.6, label="posterior")
     prior = posterior.prior_draws(name).ravel()
     heights, _ = np.histogram(prior, bins=bins)
-    ax.stairs(heights / (len(prior) * width), bins, color=_GREY, linestyle="--", linewidth=1.4, label="prior")
+    ax.stairs(heights / (len(prior) * width), bins, color=GREY, linestyle="--", linewidth=1.4, label="prior")
     ax.plot([low, high], [0, 0], color=COLOURS[1], linewidth=5, solid_capstyle="butt", clip_on=False,
             label=f"{prob:.0%} interval {low:.3g} to {high:.3g}")  # fmt: skip
     if truth is not None:
@@ -175,7 +176,7 @@ def plot_training(
     present = [name for name in names if any(name in row or f"eval_{name}" in row for row in rows)]
     if not present:
         raise DataError(f"no row has any of the metrics {', '.join(names)}: was anything logged?")
-    figure, axes = _new(3.4 * len(present), 3.2, len(present))
+    figure, axes = new_figure(3.4 * len(present), 3.2, len(present))
     units = {"loss": "loss (nats a pair)", "beta/mean": "mean of β (1/nat)", "beta/cv": "cv of β (no unit)",
              "rewards/accuracies": "accuracy (share of pairs)", "margins": "margin (nats)"}  # fmt: skip
     for position, (ax, name) in enumerate(zip(np.atleast_1d(axes), present, strict=True)):
@@ -195,7 +196,7 @@ def plot_margins(margins: Any, *, label: str = "held-out pairs") -> Figure:
     h = np.asarray(torch.as_tensor(margins, dtype=torch.float64))
     if h.size == 0 or not np.isfinite(h).all():
         raise DataError("margins must be finite and at least one")
-    figure, ax = _new()
+    figure, ax = new_figure()
     low, high = np.quantile(h, [0.002, 0.998])
     pad = 0.05 * (high - low) or 1.0
     ax.hist(h.clip(low, high), bins=np.linspace(low - pad, high + pad, 61), color=COLOURS[0], alpha=0.7, label=label)
@@ -217,8 +218,8 @@ def plot_calibration(laws: Mapping[str, Any], margins: Any, *, preferred: Any = 
     :param margins: (pairs,) nats.
     :param bins: of equal counts; the bars are 95 % intervals.
     """
-    figure, ax = _new(5.0, 4.6)
-    ax.plot([0.5, 1], [0.5, 1], color=_GREY, linewidth=1, label="perfect")
+    figure, ax = new_figure(5.0, 4.6)
+    ax.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, label="perfect")
     for number, (label, law) in enumerate(laws.items()):
         table = calibration_table(law, margins, preferred, bins=bins)
         colour = COLOURS[number % len(COLOURS)]
@@ -251,7 +252,7 @@ def plot_chains(posterior: PosteriorDraws, names: Sequence[str] | None = None, *
             series.update({f"{name}[{k}]": flat[..., k] for k in range(min(flat.shape[-1], _MOST_COMPONENTS))})
     from scipy.stats import rankdata
 
-    figure, _ = _new(8.0, 2.4 * len(series), 1)
+    figure, _ = new_figure(8.0, 2.4 * len(series), 1)
     figure.clear()
     axes = figure.subplots(len(series), 2, squeeze=False)
     for (trace, rank), (name, values) in zip(axes, series.items(), strict=True):
@@ -262,7 +263,7 @@ def plot_chains(posterior: PosteriorDraws, names: Sequence[str] | None = None, *
             trace.plot(values[chain], color=colour, linewidth=0.6, alpha=0.8, label=f"chain {chain}")
             heights, _ = np.histogram(ranks[chain], bins=edges)
             rank.stairs(heights, edges, color=colour, linestyle=style)
-        rank.axhline(values.shape[1] / bins, color=_GREY, linewidth=1)
+        rank.axhline(values.shape[1] / bins, color=GREY, linewidth=1)
         trace.set(xlabel="draw after warm-up", ylabel=name)
         rank.set(xlabel="rank among all draws", ylabel="draws")
         for ax in (trace, rank):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pluralpref.diagnostics.calibration_result import CalibrationResult
-from pluralpref.diagnostics.plots import COLOURS, _new
+from pluralpref.diagnostics.plots import COLOURS, new_figure
 from pluralpref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plot_calibration_ranks(
     rows = math.ceil(len(chosen) / columns)
     lower, upper = result.envelope(prob)
     lines = [result.ecdf_difference(name) for name in chosen]
-    figure, _ = _new(3.6 * columns, 2.9 * rows)
+    figure, _ = new_figure(3.6 * columns, 2.9 * rows)
     figure.clear()
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for ax, name, line in zip(axes, chosen, lines, strict=False):

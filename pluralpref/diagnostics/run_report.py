@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pluralpref.diagnostics.people_report import add_calibration, add_checks, add_comparison, add_groups, add_people
 from pluralpref.diagnostics.plots import (
     plot_calibration,
     plot_chains,
@@ -24,6 +25,10 @@ from pluralpref.models import StrengthModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pluralpref.diagnostics.calibration_result import CalibrationResult
+    from pluralpref.diagnostics.comparison import Comparison
+    from pluralpref.diagnostics.predictive_checks import PredictiveChecks
+    from pluralpref.inference.conditional import ConditionalStrengths
     from pluralpref.inference.posterior_draws import PosteriorDraws
 
 #: What the data of this kind can and can't show, in plain words.
@@ -59,6 +64,10 @@ def write_report(
     tables: Sequence[Table] = (),
     figures: Sequence[tuple[Figure, str]] = (),
     truth: Any = None,
+    people: ConditionalStrengths | None = None,
+    checks: PredictiveChecks | None = None,
+    comparison: Comparison | Mapping[str, Any] | None = None,
+    calibration: CalibrationResult | None = None,
     notices: Sequence[str] = (),
     reproduce: str | None = None,
 ) -> Path:
@@ -75,6 +84,11 @@ def write_report(
     :param tables: shown first, under "Results": the demo's comparison, for example.
     :param figures: (figure, caption), shown with them.
     :param truth: the true law, where it is known.
+    :param people: each person's strength, from ``posterior.beta_given_choices()``. Groups are shown by themselves where the
+        posterior has them.
+    :param checks: from :func:`~pluralpref.diagnostics.predictive_checks`.
+    :param comparison: of models, from :func:`~pluralpref.diagnostics.compare` or its JSON record.
+    :param calibration: from :func:`~pluralpref.diagnostics.simulation_based_calibration`.
     :param notices: remarks a reader must not miss; the posteriors' own warnings are added.
     :param reproduce: commands that repeat the run.
     :returns: the path.
@@ -103,6 +117,17 @@ def write_report(
         _held_out(report, posteriors, laws, margins, preferred, metrics, truth)
     if laws and posteriors:
         _side_by_side(report, laws, posteriors, truth)
+    for one in posteriors.values():
+        if "beta_mean_context" in one.quantities and one.has_data:
+            add_groups(report, one)
+    if people is not None:
+        add_people(report, people)
+    if checks is not None:
+        add_checks(report, checks)
+    if comparison is not None:
+        add_comparison(report, comparison)
+    if calibration is not None:
+        add_calibration(report, calibration)
     report.add_section("What identifies heterogeneity, and what doesn't")
     report.add_text(IDENTIFICATION_TEXT)
     if reproduce:

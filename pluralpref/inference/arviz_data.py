@@ -73,6 +73,13 @@ def make_inference_data(
     return data
 
 
+def plain_labels(labels: Sequence[Any]) -> list[Any]:
+    """Labels as coordinates that NetCDF can hold: integers where all are, else strings."""
+    if all(isinstance(label, int | np.integer) and not isinstance(label, bool) for label in labels):
+        return [int(label) for label in labels]
+    return [str(label) for label in labels]
+
+
 def summary(
     data: InferenceData, var_names: Sequence[str] | None = None, *, prob: float = 0.95, round_to: Any = "none"
 ) -> Any:

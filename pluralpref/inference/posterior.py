@@ -90,10 +90,10 @@ def fit_posterior(
     of parameters, whatever the number of pairs. It refuses where the weights' Pareto k-hat is above 0.7 or the Hessian
     isn't positive definite. ``"nuts"`` is the No-U-Turn sampler in straightened coordinates, one chain after the other.
     ``"svi"`` fits one of Pyro's automatic guides, on all choices or on minibatches of annotators (of pairs where those are
-    unknown); it reports whether the ELBO settled and how well the guide fits (k-hat). ``"auto"`` is ``"laplace"``, and
+    unknown); it reports whether the ELBO settled and how well the guide fits (k-hat). ``"auto"`` is ``"laplace"``, then
     ``"nuts"`` where that refuses, and ``"svi"`` on minibatches of 2,000 where more than 200,000 choices can't be tabulated
-    (a table takes at most half of the free memory: some 6 GB for a million annotators with ten choices each); an option of one method selects that method. ``attrs["method_reason"]`` says what was
-    chosen and why.
+    (a table takes at most half of the free memory: some 6 GB for a million annotators with ten choices each); an option of
+    one method selects that method. ``attrs["method_reason"]`` says what was chosen and why.
 
     The draws depend on ``seed`` alone, in one thread. Pyro's parameter store, the global generators and torch's number of
     threads are left as they were.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -66,12 +67,22 @@ class Convergence:
         return not self.problems
 
 
-def measure_convergence(draws: Mapping[str, np.ndarray], divergences: int, other: Sequence[str] = ()) -> Convergence:
+def measure_convergence(
+    draws: Mapping[str, np.ndarray], divergences: int, facts: Mapping[str, Any], other: Sequence[str] = ()
+) -> Convergence:
     """The statistics, without a warning.
 
     :param draws: (chain, draw, ...) by parameter.
+    :param facts: the method, and what it says of its draws.
     """
-    return Convergence(**convergence(draws), divergences=divergences, other=tuple(other))
+    found = Convergence(**convergence(draws), divergences=divergences, other=tuple(other))
+    if facts.get("method") == "nuts":
+        return found
+    # Independent draws have no chains to disagree; resampled ones repeat each other, which autocorrelations don't show.
+    count = next(iter(draws.values())).size // max(1, next(iter(draws.values()))[0, 0].size)
+    effective = min(float(facts.get("importance_ess", count)), float(count))
+    ess = dict.fromkeys(found.ess_bulk, effective)
+    return replace(found, r_hat={}, ess_bulk=ess, ess_tail=dict(ess))
 
 
 def check_convergence(
@@ -81,13 +92,7 @@ def check_convergence(
 
     :param draws: (chain, draw, ...) by parameter.
     """
-    found = measure_convergence(draws, divergences, result.problems)
-    if method != "nuts":
-        # Independent draws have no chains to disagree; resampled ones repeat each other, which autocorrelations don't show.
-        count = next(iter(draws.values())).size // max(1, next(iter(draws.values()))[0, 0].size)
-        effective = min(float(result.facts.get("importance_ess", count)), float(count))
-        ess = dict.fromkeys(found.ess_bulk, effective)
-        found = replace(found, r_hat={}, ess_bulk=ess, ess_tail=dict(ess))
+    found = measure_convergence(draws, divergences, {"method": method, **result.facts}, result.problems)
     if found.problems:
         remedies = []
         if any(problem.startswith(("r_hat", "ess")) for problem in found.problems):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +17,10 @@ from pluralpref.distributions.mixture import log_density
 from pluralpref.distributions.structure import has_atoms
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.inference import arviz_data
+from pluralpref.inference.choices import Choices, as_choices
+from pluralpref.inference.conditional import ConditionalStrengths
 from pluralpref.inference.posterior_checks import Convergence, measure_convergence
-from pluralpref.inference.posterior_problem import laws_of_draws
+from pluralpref.inference.posterior_problem import PosteriorProblem, laws_of_draws
 from pluralpref.models import StrengthModel
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ class PosteriorDraws:
     :param attrs: facts about the fit, as :meth:`Posterior.to_arviz` writes them.
     :param convergence: R-hat, effective sample sizes, divergences.
     :param twin: the strength model with priors; without it there is no :meth:`density`.
+    :param problem: makes the collapsed model with its data, where these are known.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class PosteriorDraws:
         attrs: Mapping[str, Any],
         convergence: Convergence,
         twin: StrengthModel | None,
+        problem: Callable[[], PosteriorProblem] | None = None,
     ) -> None:
         self._draws = dict(draws)
         self._prior = dict(prior)
@@ -53,11 +60,45 @@ class PosteriorDraws:
         #: R-hat, effective sample sizes and the number of divergent transitions.
         self.convergence = convergence
         self._twin = twin
+        self._make_problem = problem
+
+    @cached_property
+    def problem(self) -> PosteriorProblem:
+        """The collapsed model with its data: the likelihood of any draws.
+
+        :raises ConfigError: if the draws were loaded without their strength model, or from a file without the data.
+        """
+        if self._make_problem is None:
+            raise ConfigError(
+                "the draws were loaded without their strength model or their data: use load_posterior(path, strength) on a "
+                "file with the groups observed_data and constant_data"
+            )
+        return self._make_problem()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether :attr:`problem` can be had."""
+        return self._make_problem is not None
+
+    @property
+    def choices(self) -> Choices:
+        """The data that the posterior was fitted on."""
+        return self.problem.choices
+
+    @property
+    def annotators(self) -> tuple[Any, ...]:
+        """The labels of the annotators, in the order of ``beta_annotator``."""
+        return self.choices.annotator_names
 
     @property
     def names(self) -> list[str]:
         """The inferred parameters."""
         return str(self.attrs["parameters"]).split(", ")
+
+    @property
+    def quantities(self) -> list[str]:
+        """The names that :meth:`draws` knows."""
+        return list(self._draws)
 
     @property
     def family(self) -> str:
@@ -126,11 +167,14 @@ class PosteriorDraws:
     def summary(self, prob: float = 0.95) -> Any:
         """Mean, sd, shortest interval, MCSE, ESS and R-hat of the parameters, ``beta_mean`` and ``beta_cv``.
 
-        :returns: a pandas ``DataFrame``, one row for each quantity.
+        :returns: a pandas ``DataFrame``, one row for each quantity; its ``attrs["identification"]`` lists what speaks against
+            reading the spread as a finding, as :attr:`identification` does.
         """
         names = list(dict.fromkeys([*self.names, "beta_mean", *(["beta_cv"] if self.has_spread else [])]))
         data = arviz_data.make_inference_data({"posterior": {name: self._draws[name] for name in names}})
-        return arviz_data.summary(data, names, prob=prob)
+        table = arviz_data.summary(data, names, prob=prob)
+        table.attrs["identification"] = self.identification
+        return table
 
     def __repr__(self) -> str:
         low, high = self.interval("beta_cv")
@@ -142,11 +186,72 @@ class PosteriorDraws:
         if not self.has_spread:
             low, high = self.interval("beta_mean")
             spread = f"beta_mean {np.median(self._draws['beta_mean']):.3g} (95% {low:.3g} to {high:.3g})"
-        return f"{type(self).__name__}({self.family}, {units}: {spread}; {state})"
+        said = "".join(f"; {reason}" for reason in self.identification)
+        return f"{type(self).__name__}({self.family}, {units}: {spread}; {state}{said})"
+
+    # -- people --------------------------------------------------------------------------------------------------
+
+    def probability(self, margins: Any, num_draws: int = 500) -> np.ndarray:
+        """E[sigmoid(beta h)] of a person who isn't in the data, under (evenly thinned) draws.
+
+        :param margins: (pairs,) nats.
+        :returns: (draws, pairs).
+        """
+        h = torch.as_tensor(margins, dtype=torch.float64)
+        return self.problem.probability(self.thinned(num_draws), h).numpy()
+
+    def beta_given_choices(
+        self,
+        margins: Any = None,
+        *,
+        annotator: Any = None,
+        weight: Any = None,
+        preferred: Any = None,
+        groups: Mapping[str, Any] | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        num_draws: int = 200,
+    ) -> ConditionalStrengths:
+        """The conditional posterior of beta for each person, or pair, given what was chosen; by quadrature.
+
+        Without margins, of the annotators (or pairs) that the posterior was fitted on. With margins, of others that it
+        hasn't seen; the columns are those of :func:`~pluralpref.inference.fit_posterior`.
+
+        ::
+
+            people = posterior.beta_given_choices()
+            people.table()            # mean, interval, less sensitive than the median, opposed
+            new = posterior.beta_given_choices(margins, annotator=labels)
+
+        :param num_draws: average over so many (evenly thinned) draws of the parameters.
+        :raises ConfigError: if columns are given without margins.
+        :raises DataError: for data that can't be used, and for annotators that the posterior was fitted on.
+        :raises UnsupportedError: where columns that the strength reads change between one person's choices.
+        """
+        draws = self.thinned(num_draws)
+        if margins is None:
+            given = [
+                n for n, v in (("annotator", annotator), ("weight", weight), ("preferred", preferred)) if v is not None
+            ]
+            if given or groups or covariates:
+                raise ConfigError(
+                    "columns without margins have no effect: give margins, or nothing for the fitted people"
+                )
+            return ConditionalStrengths(self.problem.twin, draws, self.problem.choices, seen=True)
+        choices = as_choices(
+            margins, annotator=annotator, weight=weight, preferred=preferred, groups=groups, covariates=covariates
+        )
+        known = set(self.annotators) & set(choices.annotator_names)
+        if known:
+            raise DataError(
+                f"annotator {sorted(map(str, known))[0]!r} is one of {len(known)} that the posterior was fitted on: their "
+                "choices would count twice; leave margins out for them, or fit again with all of their choices"
+            )
+        return ConditionalStrengths(self.problem.twin, draws, choices, seen=False)
 
     # -- density of beta -----------------------------------------------------------------------------------------
 
-    def _thinned(self, num_draws: int) -> dict[str, Tensor]:
+    def thinned(self, num_draws: int) -> dict[str, Tensor]:
+        """At most so many evenly spaced draws of the parameters, (draws, ...) by name."""
         flat = {name: torch.as_tensor(self._draws[name]).flatten(0, 1) for name in self.names}
         total = next(iter(flat.values())).shape[0]
         rows = torch.linspace(0, total - 1, min(num_draws, total)).round().long()
@@ -164,17 +269,18 @@ class PosteriorDraws:
         if self._twin is None:
             raise ConfigError("the density needs the strength model: load_posterior(path, strength)")
         points = torch.as_tensor(beta, dtype=torch.float64)
-        laws = laws_of_draws(self._twin, self._thinned(num_draws), _DENSITY_BLOCK)
+        laws = laws_of_draws(self._twin, self.thinned(num_draws), _DENSITY_BLOCK)
         return torch.cat([log_density(law, points).exp() for _, _, law in laws]).numpy()
 
 
 def load_posterior(
     source: str | os.PathLike[str] | InferenceData, strength: StrengthModel | None = None
 ) -> PosteriorDraws:
-    """Read draws that :meth:`Posterior.save` wrote.
+    """Read draws that :meth:`Posterior.save` wrote, with the data that they come from.
 
     :param source: a NetCDF file, or the ``InferenceData`` itself.
-    :param strength: a strength model of the same family, for the density.
+    :param strength: a strength model of the same family; only needed for one that isn't built in (nor registered by
+        :func:`~pluralpref.models.register_family`), since no code is imported on the word of a file.
     :raises DataError: if it wasn't written by pluralpref.
     :raises ConfigError: if ``strength`` has other parameters.
     """
@@ -187,6 +293,9 @@ def load_posterior(
     attrs = dict(data["posterior"].attrs)
     names = str(attrs["parameters"]).split(", ")
     twin = None
+    if strength is None and attrs.get("strength_config"):
+        with suppress(ConfigError):  # a family of the user's own
+            strength = StrengthModel.from_configuration(json.loads(attrs["strength_config"]))
     if strength is not None:
         twin = strength.with_priors()
         if sorted(twin.priors()) != sorted(names) or type(strength).__name__ != attrs["family"]:
@@ -198,5 +307,30 @@ def load_posterior(
     divergences = 0
     if "sample_stats" in groups and "diverging" in data["sample_stats"]:
         divergences = int(data["sample_stats"]["diverging"].sum())
-    convergence = measure_convergence({name: draws[name] for name in names}, divergences)
-    return PosteriorDraws(draws, prior, attrs, convergence, twin)
+    convergence = measure_convergence({name: draws[name] for name in names}, divergences, attrs)
+    return PosteriorDraws(draws, prior, attrs, convergence, twin, _problem_of(data, strength))
+
+
+def _problem_of(data: Any, strength: StrengthModel | None) -> Callable[[], PosteriorProblem] | None:
+    """How to make the collapsed model again, where everything that it takes is in the file."""
+    if strength is None or not {"observed_data", "constant_data"} <= set(data.groups()):
+        return None
+    columns = {str(name): values.values for name, values in data["constant_data"].items()}
+    annotator = None
+    if "annotator_index" in columns:
+        labels = next(
+            (data[name]["annotator"].values for name in data.groups() if "annotator" in data[name].coords), None
+        )
+        if labels is None:
+            return None
+        annotator = labels[columns.pop("annotator_index")].tolist()
+    margins, weight = columns.pop("margin"), columns.pop("weight")
+    choices = as_choices(
+        margins,
+        annotator=annotator,
+        weight=weight,
+        preferred=data["observed_data"]["preferred"].values,
+        groups={name: values for name, values in columns.items() if values.dtype.kind != "f"},
+        covariates={name: values for name, values in columns.items() if values.dtype.kind == "f"},
+    )
+    return lambda: PosteriorProblem(strength, choices)

@@ -40,9 +40,10 @@ def conditional_strengths(problem: PosteriorProblem, draws: Mapping[str, Tensor]
     """
     data = problem.choices
     assert data.annotator is not None
-    if not problem.is_independent and problem.cells and has_log_family(absorbed(unwrap_law(problem.twin.law(problem.cells[0].context)))):
+    tables = [] if problem.is_independent else problem.cells
+    if tables and has_log_family(absorbed(unwrap_law(problem.twin.law(tables[0].context)))):
         out = torch.empty(next(iter(draws.values())).shape[0], data.num_annotators, dtype=torch.float64)
-        for cell in problem.cells:
+        for cell in tables:
             for row, _, law in laws_of_draws(problem.twin, draws, 1, cell.context, 1):
                 out[row, cell.people] = draw_from_grid(cell.table.posterior(absorbed(unwrap_law(law))))
         return out

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,8 @@ import torch
 from torch import Tensor
 
 from pluralpref._version import __version__
-from pluralpref.errors import ConfigError, DataError, DataWarning
+from pluralpref.errors import ConfigError, DataWarning
 from pluralpref.inference import arviz_data
-from pluralpref.inference.choices import Choices, as_choices
-from pluralpref.inference.conditional import ConditionalStrengths
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.posterior_checks import check_convergence, check_identification
 from pluralpref.inference.posterior_draws import PosteriorDraws
@@ -25,6 +24,7 @@ from pluralpref.inference.posterior_engine import EngineResult, SamplerSettings
 from pluralpref.inference.posterior_panel import conditional_strengths
 from pluralpref.inference.posterior_predict import draw_choices, draw_prior, population_strengths
 from pluralpref.inference.posterior_problem import MOST_CELLS, PosteriorProblem
+from pluralpref.models import StrengthModel
 from pluralpref.models.serialization import describe_arguments
 
 if TYPE_CHECKING:
@@ -78,32 +78,14 @@ class Posterior(PosteriorDraws):
         divergences = int(result.stats["diverging"].sum()) if "diverging" in result.stats else 0
         convergence = check_convergence({name: draws[name] for name in problem.names}, divergences, method, result)
         prior_arrays = {name: values.numpy()[None] for name, values in prior.items()}
-        super().__init__(draws, prior_arrays, self._facts(method, seconds, reason), convergence, problem.twin)
+        facts = self._facts(method, seconds, reason)
+        super().__init__(draws, prior_arrays, facts, convergence, problem.twin, lambda: problem)
         reasons = check_identification(problem.choices, draws["beta_cv"], prior_arrays["beta_cv"], not self.has_spread)
         self.attrs["identification"] = "\n".join(reasons)
 
     @property
     def _flat(self) -> dict[str, Tensor]:
         return {name: value.flatten(0, 1) for name, value in self._result.draws.items()}
-
-    @property
-    def problem(self) -> PosteriorProblem:
-        """The collapsed model with its data: the likelihood of any draws."""
-        return self._problem
-
-    @property
-    def choices(self) -> Choices:
-        """The data."""
-        return self._problem.choices
-
-    def thinned(self, num_draws: int) -> dict[str, Tensor]:
-        """At most so many evenly spaced draws of the parameters, (draws, ...) by name."""
-        return self._thinned(num_draws)
-
-    @property
-    def annotators(self) -> tuple[Any, ...]:
-        """The labels of the annotators, in the order of ``beta_annotator``."""
-        return self._problem.choices.annotator_names
 
     @property
     def seconds(self) -> float:
@@ -122,63 +104,6 @@ class Posterior(PosteriorDraws):
         with borrowed_state(child_seed(self._settings.seed, 2)):
             beta = conditional_strengths(self._problem, self._flat)
         return beta.reshape(self._settings.num_chains, self._settings.num_samples, -1).numpy()
-
-    def probability(self, margins: Any, num_draws: int = 500) -> np.ndarray:
-        """E[sigmoid(beta h)] of a person who isn't in the data, under (evenly thinned) draws.
-
-        :param margins: (pairs,) nats.
-        :returns: (draws, pairs).
-        """
-        h = torch.as_tensor(margins, dtype=torch.float64)
-        return self._problem.probability(self._thinned(num_draws), h).numpy()
-
-    def beta_given_choices(
-        self,
-        margins: Any = None,
-        *,
-        annotator: Any = None,
-        weight: Any = None,
-        preferred: Any = None,
-        groups: Mapping[str, Any] | None = None,
-        covariates: Mapping[str, Any] | None = None,
-        num_draws: int = 200,
-    ) -> ConditionalStrengths:
-        """The conditional posterior of beta for each person, or pair, given what was chosen; by quadrature.
-
-        Without margins, of the annotators (or pairs) that the posterior was fitted on. With margins, of others that it
-        hasn't seen; the columns are those of :func:`~pluralpref.inference.fit_posterior`.
-
-        ::
-
-            people = posterior.beta_given_choices()
-            people.table()            # mean, interval, less sensitive than the median, opposed
-            new = posterior.beta_given_choices(margins, annotator=labels)
-
-        :param num_draws: average over so many (evenly thinned) draws of the parameters.
-        :raises ConfigError: if columns are given without margins.
-        :raises DataError: for data that can't be used, and for annotators that the posterior was fitted on.
-        :raises UnsupportedError: where columns that the strength reads change between one person's choices.
-        """
-        draws = self._thinned(num_draws)
-        if margins is None:
-            given = [
-                n for n, v in (("annotator", annotator), ("weight", weight), ("preferred", preferred)) if v is not None
-            ]
-            if given or groups or covariates:
-                raise ConfigError(
-                    "columns without margins have no effect: give margins, or nothing for the fitted people"
-                )
-            return ConditionalStrengths(self._problem.twin, draws, self._problem.choices, seen=True)
-        choices = as_choices(
-            margins, annotator=annotator, weight=weight, preferred=preferred, groups=groups, covariates=covariates
-        )
-        known = set(self.annotators) & set(choices.annotator_names)
-        if known:
-            raise DataError(
-                f"annotator {sorted(map(str, known))[0]!r} is one of {len(known)} that the posterior was fitted on: their "
-                "choices would count twice; leave margins out for them, or fit again with all of their choices"
-            )
-        return ConditionalStrengths(self._problem.twin, draws, choices, seen=False)
 
     # -- ArviZ ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +128,7 @@ class Posterior(PosteriorDraws):
         data = self._problem.choices
         coords: dict[str, Any] = {"pair": np.arange(data.num_pairs)}
         if self.is_panel:
-            coords["annotator"] = np.array(_plain_labels(data.annotator_names))
+            coords["annotator"] = np.array(arviz_data.plain_labels(data.annotator_names))
         dims_of_parameters: dict[str, list[str]] = {"beta_annotator": ["annotator"]}
         dims: dict[str, list[str]] = {"preferred": ["pair"], "margin": ["pair"]}
         dims |= {name: ["pair"] for name in ("weight", "annotator_index", *data.groups, *data.covariates)}
@@ -317,6 +242,7 @@ class Posterior(PosteriorDraws):
             "seed": settings.seed,
             "priors": "; ".join(f"{name} ~ {describe_arguments(prior)}" for name, prior in problem.priors.items()),
             "strength": repr(problem.strength),
+            "strength_config": _configuration(problem.strength),
             "sampling_time": seconds,
         }
         if method == "nuts":
@@ -328,7 +254,9 @@ class Posterior(PosteriorDraws):
         return attrs
 
 
-def _plain_labels(labels: Sequence[Any]) -> list[Any]:
-    if all(isinstance(label, int | np.integer) and not isinstance(label, bool) for label in labels):
-        return [int(label) for label in labels]
-    return [str(label) for label in labels]
+def _configuration(strength: StrengthModel) -> str:
+    """JSON that the model can be built from again; empty where its arguments can't be written so."""
+    try:
+        return json.dumps(strength.configuration())
+    except ConfigError:
+        return ""

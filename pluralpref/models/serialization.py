@@ -96,17 +96,31 @@ class PretrainedStrength(torch.nn.Module):
             raise DataError(f"{folder / CONFIG_NAME} is damaged: {error}") from None
         if not isinstance(config, dict) or not {"class", "args", "kwargs"} <= set(config):
             raise DataError(f"{folder / CONFIG_NAME} is damaged: it must hold class, args and kwargs")
+        try:
+            model = cls.from_configuration(config)
+        except ConfigError as error:
+            raise ConfigError(f"{folder}: {error}") from None
+        model.load_strength(folder)
+        return model
+
+    @classmethod
+    def from_configuration(cls, config: Mapping[str, Any]) -> Self:
+        """Build a model, with its parameters where its arguments put them, from what :meth:`configuration` gave.
+
+        Called on :class:`~pluralpref.models.StrengthModel` it finds built-in and registered families by name.
+
+        :raises ConfigError: if the class is neither known nor ``cls``.
+        """
         name = config["class"]
         registered = _registered(config)
         family = cls if cls.__name__ == name else registered
         if family is None or not issubclass(family, cls):
             raise ConfigError(
-                f"{folder} holds a {name}, which is not "
+                f"a {name} was saved, which is not "
                 + (f"a {cls.__name__}" if registered is not None else "built in")
                 + f": load it with {name}.from_pretrained(...)"
             )
-        model = _build(family, config)
-        model.load_strength(folder)
+        model: Self = _build(family, config)
         return model
 
     def load_strength(self, directory: str | os.PathLike[str]) -> None:
@@ -136,13 +150,13 @@ def register_family(family: type) -> type:
     return family
 
 
-def _registered(config: dict[str, Any]) -> type | None:
+def _registered(config: Mapping[str, Any]) -> type | None:
     """The family of that name, unless another module's class of the same name was saved."""
     family = _FAMILIES.get(config["class"])
     return family if family is not None and config.get("module", family.__module__) == family.__module__ else None
 
 
-def _build(family: type, config: dict[str, Any]) -> Any:
+def _build(family: type, config: Mapping[str, Any]) -> Any:
     args = [_decode(value) for value in config["args"]]
     return family(*args, **{key: _decode(value) for key, value in config["kwargs"].items()})
 

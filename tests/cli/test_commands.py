@@ -57,12 +57,30 @@ def test_train_margins_posterior_report(workplace, capsys):
     assert (read_margins(again).margins - table.margins).abs().max() < 1e-5
 
     draws = ["--num_samples", "20", "--num_warmup", "20", "--num_chains", "2"]
+    people = ["--people", str(run / "people.csv")]
     with pytest.warns(NumericsWarning):  # so few draws can't converge
-        assert main(["posterior", "--margins", str(again), "--output", str(run / "posterior.nc"), *draws]) == 0
+        assert main(["posterior", "--margins", str(again), "--output", str(run / "posterior.nc"), *draws, *people]) == 0
+    rows = (run / "people.csv").read_text().splitlines()
+    assert len(rows) == 5
+    assert rows[0].startswith("annotator,choices,agreement,beta_mean,")
     assert main(["report", "--run_dir", str(run)]) == 0
     html = (run / "report.html").read_text()
     assert "skipped/tie" in html
     assert "beta_cv" in html
+    assert all(f">{heading}</h2>" in html for heading in ("People", "Predictive checks"))
+    alone = workplace / "alone.html"
+    assert main(["report", "--posterior", str(run / "posterior.nc"), "--output", str(alone)]) == 0
+    assert ">People</h2>" in alone.read_text()
+    capsys.readouterr()
+    for arguments, message in (
+        (["report", "--posterior", str(run / "posterior.nc")], "--output (or --run_dir) is missing"),
+        (["report", "--output", "r.html"], "--posterior (or --run_dir) is missing"),
+        (["posterior", "--margins", str(again), "--people", "people.txt"], "must end in .csv or .parquet"),
+        (["posterior", "--margins", str(again), "--single_choices", *people, "--overwrite"], "--people has no effect"),
+        (["posterior", "--margins", str(again), *people], "people.csv exists"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_train_with_groups_and_covariates(workplace, capsys):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import warnings
+from html import escape as html_escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,20 +12,25 @@ import pytest
 import torch
 
 from pluralpref.diagnostics import (
+    CalibrationResult,
     Report,
     Table,
+    compare,
     plot_calibration,
     plot_chains,
+    plot_groups,
     plot_margins,
     plot_parameter,
+    plot_people,
     plot_strength,
     plot_training,
+    predictive_checks,
     write_report,
 )
 from pluralpref.diagnostics.report import format_number
 from pluralpref.errors import ConfigError, DataError, PluralPrefWarning
 from pluralpref.inference.posterior import fit_posterior
-from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength
+from pluralpref.models import FixedStrength, GammaStrength, GroupStrength, LogNormalStrength
 
 EVIL = '<script>alert("1")</script>'
 
@@ -106,6 +113,76 @@ def test_whole_report(posterior, tmp_path):
     assert f"{format_number(low)} to {format_number(high)}" in text
     assert any("ess_bulk" in note for note in re.findall(r"<aside[^>]*><p>(.*?)</p>", text))
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """A panel of people with hostile names in groups with hostile names."""
+    torch.manual_seed(0)
+    code = torch.arange(30).repeat_interleave(8)
+    region = [f"{EVIL}north" if c % 2 else "south" for c in code.tolist()]
+    h = torch.randn(240) * 2 + 0.5
+    strength = GroupStrength([f"{EVIL}north", "south"], LogNormalStrength(mean=0.5), column="region")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluralPrefWarning)
+        return fit_posterior(
+            strength, h, annotator=[f"{EVIL}{c}" for c in code.tolist()], groups={"region": region}, num_samples=60,
+            num_proposals=500, num_chains=2, progress_bar=False,
+        )  # fmt: skip
+
+
+def test_sections_about_people(grouped, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluralPrefWarning)
+        found = compare(
+            grouped.choices.margins,
+            annotator=[grouped.annotators[c] for c in grouped.choices.annotator.tolist()],
+            groups=grouped.choices.groups,
+            models={f"{EVIL}fixed": FixedStrength(0.5, learned=True), "group": grouped},
+            method="laplace",
+            num_samples=50,
+        )
+    calibration = CalibrationResult({EVIL: np.arange(60) % 21}, 20, 60, family="LogNormalStrength", method="laplace")
+    people = grouped.beta_given_choices(num_draws=20)
+    options = {"people": people, "checks": predictive_checks(grouped, num_draws=40), "calibration": calibration}
+    path = write_report(tmp_path / "r.html", title="t", posterior=grouped, comparison=found, **options)
+    text = path.read_text(encoding="utf-8")
+    check(text)
+    assert EVIL not in text
+    headings = re.findall(r"<h2 id=\"s\d+\">([^<]*)</h2>", text)
+    assert headings == [
+        "Held-out choices", "Groups", "People", "Predictive checks", "Models compared", "Calibration of the inference",
+        "What identifies heterogeneity, and what doesn&#x27;t",
+    ]  # fmt: skip
+    low, high = np.quantile(grouped.draws("beta_mean_context")[..., 0], [0.025, 0.975])
+    assert f"{format_number(low)} to {format_number(high)}" in text
+    table = people.table().sort_values("beta_mean")
+    for row in (0, 9, 20, 29):
+        assert f">{format_number(table['beta_mean'].iloc[row])}<" in text
+    assert f">{format_number(table['beta_mean'].iloc[15])}<" not in text
+    for sentence in found.sentences:
+        assert html_escape(sentence) in text
+    # The record that the command writes says the same.
+    record = {**json.loads(json.dumps(found.record())), "drivers": {}}
+    again = write_report(tmp_path / "again.html", title="t", posterior=grouped, comparison=record, **options)
+    assert again.read_text(encoding="utf-8") == text
+
+
+def test_figures_of_people_and_groups(grouped, posterior):
+    people = grouped.beta_given_choices(num_draws=20)
+    (ax,) = plot_people(people, prob=0.5).axes
+    means = ax.lines[0].get_ydata()
+    assert (np.diff(means) >= 0).all()
+    assert means == pytest.approx(np.sort(people.mean))
+    segments = np.array(ax.collections[0].get_segments())
+    assert np.sort(segments[:, 0, 1]) == pytest.approx(np.sort(people.interval(0.5)[0]))
+    (ax,) = plot_groups(grouped).axes
+    middle = np.median(grouped.draws("beta_mean_context").reshape(-1, 2), axis=0)
+    assert ax.lines[0].get_xdata() == pytest.approx(np.sort(middle))
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == [grouped.problem.contexts.labels()[i] for i in np.argsort(middle)]
+    with pytest.raises(ConfigError, match="no beta_mean_context"):
+        plot_groups(posterior)
 
 
 def test_several_runs(posterior, tmp_path):

@@ -3,9 +3,9 @@
 import math
 from types import SimpleNamespace
 
+import psutil
 import pyro
 import pyro.distributions as dist
-import psutil
 import pytest
 import torch
 

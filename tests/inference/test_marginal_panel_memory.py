@@ -58,7 +58,7 @@ def test_bytes_for_each_choice(law, annotators, choices, mode, blocks, each):
         [sys.executable, "-c", SCRIPT, law, str(annotators), str(choices), mode],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -14,7 +14,14 @@ from pyro.nn import PyroParam
 from torch.distributions import constraints
 
 from pluralpref.data.margins_table import MarginsTable
-from pluralpref.errors import ConfigError, DataError, IdentificationWarning, NumericsWarning, UnsupportedError
+from pluralpref.errors import (
+    ConfigError,
+    DataError,
+    IdentificationWarning,
+    NumericsWarning,
+    PluralPrefWarning,
+    UnsupportedError,
+)
 from pluralpref.inference.arviz_data import load_netcdf, loo, mcse_mean, summary
 from pluralpref.inference.choices import as_choices
 from pluralpref.inference.posterior import fit_posterior
@@ -250,10 +257,35 @@ def test_loaded_draws_read_like_the_fit(panel_posterior_, tmp_path):
     assert np.allclose(loaded.density(grid), panel_posterior_.density(grid))
     with pytest.raises(ConfigError, match="GammaStrength"):
         load_posterior(path, GammaStrength())
-    with pytest.raises(ConfigError, match="load_posterior"):
-        load_posterior(path).density(grid)
+    alone = load_posterior(path)
+    assert np.allclose(alone.density(grid), panel_posterior_.density(grid))
+    assert alone.annotators == panel_posterior_.annotators
+    for name in ("margins", "preferred", "weight", "annotator"):
+        assert torch.equal(getattr(alone.choices, name), getattr(panel_posterior_.choices, name))
+    one, other = alone.beta_given_choices(num_draws=20), panel_posterior_.beta_given_choices(num_draws=20)
+    np.testing.assert_allclose(one.mean, other.mean, rtol=1e-12)
+    assert np.allclose(alone.probability([1.0, -1.0]), panel_posterior_.probability([1.0, -1.0]))
     with pytest.raises(DataError, match="no such file"):
         load_posterior(tmp_path / "none.nc")
+
+
+def test_draws_of_a_users_family_are_loaded_with_it(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluralPrefWarning)
+        found = fit_posterior(
+            WeibullStrength(), torch.randn(60) + 0.5, progress_bar=False, method="laplace", num_samples=50
+        )
+    path = found.save(tmp_path / "posterior.nc")
+    loaded = load_posterior(path)
+    assert not loaded.has_data
+    for ask in (lambda: loaded.density([0.3]), lambda: loaded.choices):
+        with pytest.raises(ConfigError, match="load_posterior"):
+            ask()
+    loaded = load_posterior(path, WeibullStrength())
+    assert np.allclose(loaded.density([0.3]), found.density([0.3]))
+    assert torch.equal(loaded.choices.margins, found.choices.margins)
+    without = load_posterior(found.to_arviz(["posterior", "prior"]), WeibullStrength())
+    assert not without.has_data
 
 
 def test_log_likelihood_is_the_marginal_of_each_annotator(panel_posterior_):
