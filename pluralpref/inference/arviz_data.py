@@ -106,9 +106,10 @@ def convergence(draws: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     import arviz
 
     data = make_inference_data({"posterior": draws})
+    halves = make_inference_data({"posterior": {name: _at_least_two_chains(values) for name, values in draws.items()}})
     with _quiet():
         tables = {
-            "r_hat": (arviz.rhat(data), np.max),
+            "r_hat": (arviz.rhat(halves), np.max),
             "ess_bulk": (arviz.ess(data, method="bulk"), np.min),
             "ess_tail": (arviz.ess(data, method="tail"), np.min),
         }
@@ -116,6 +117,12 @@ def convergence(draws: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
         statistic: {name: float(worst(table[name].values)) for name in draws}
         for statistic, (table, worst) in tables.items()
     }
+
+
+def _at_least_two_chains(values: np.ndarray) -> np.ndarray:
+    """One chain's halves as two, since ArviZ has no R-hat of a single one."""
+    chains, draws = values.shape[:2]
+    return values if chains > 1 or draws < 8 else values[0, : draws // 2 * 2].reshape(2, draws // 2, *values.shape[2:])
 
 
 def mcse_mean(draws: np.ndarray) -> float:

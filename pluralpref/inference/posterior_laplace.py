@@ -41,6 +41,8 @@ _RESTARTS = 3
 _ADAPTATIONS = 3
 #: A round with at least this share of effective draws is good enough.
 _EFFICIENT = 0.3
+#: And one that has that many times the effective draws of the rounds before isn't the last.
+_IMPROVED = 1.3
 #: The same for the weights' tail: a k-hat near the limit may hide a tail that no proposal has reached.
 _GOOD_PARETO_K = 0.4
 #: A share of the proposals has a scale several times that of the mode's curvature, for tails that it doesn't know of.
@@ -299,9 +301,13 @@ def _importance_resample(
         effective = _effective(z, log_weights)
         # Weights that can be relied on come first, then many of them.
         rank = (k <= MAX_PARETO_K, effective if k <= MAX_PARETO_K else -k)
+        before = best
         if best is None or rank > best[0]:
             best = (rank, k, z, log_weights, value)
-        if k <= _GOOD_PARETO_K and effective >= _EFFICIENT * num_proposals:
+        good = best[1] <= _GOOD_PARETO_K
+        if good and best[0][1] >= _EFFICIENT * num_proposals:
+            break
+        if good and before is not None and best[0][1] < _IMPROVED * before[0][1]:
             break
         adapted = _from_weights(best[2], best[3])
         if adapted is None:

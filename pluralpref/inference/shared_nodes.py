@@ -39,6 +39,8 @@ _NEGLIGIBLE = 1e-12
 #: Below this, a sum may have lost terms to underflow.
 _UNDERFLOW = 1e-250
 _LARGEST_BLOCK = 2**24
+#: A law by itself takes about as long as this many values of densities.
+_ALONE = 50_000
 #: People by whose likelihoods a grid is tried, from the most to the least agreeing.
 _TESTS = 6
 
@@ -120,10 +122,13 @@ def _weights_by_grid(table: InterpolatedPanels, law: Distribution) -> list[tuple
     low, high = 0, (table.num_nodes - 1) // 4 * 4
     for level in range(_GRIDS):
         parts = 2**level
-        if _ends_early(law) or law.batch_shape[0] * (high - low) * parts * len(extremes) > _LARGEST_BLOCK:
+        nodes = (high - low) * parts
+        if _ends_early(law) or len(left) * nodes * len(extremes) > _LARGEST_BLOCK:
+            break
+        if level and len(left) * _ALONE < law.batch_shape[0] * nodes:
             break
         u = table.first + table.step / parts * torch.arange(low * parts, high * parts + 1, dtype=torch.float64)
-        density = (log_density(law, u.exp()) + u).double()
+        density = (log_density(law, u.exp()) + u).double()[left]
         mass = torch.exp(density) * (table.step / parts)
         mass[:, 0] /= 2
         mass[:, -1] /= 2
@@ -146,17 +151,16 @@ def _weights_by_grid(table: InterpolatedPanels, law: Distribution) -> list[tuple
             mass[:, -1] += torch.where(open_right, rest, 0.0)
             # How it is shared between two open ends isn't known.
             whole = (whole | open_left | open_right) & ~(open_left & open_right)
-        mine = (resolved & whole)[left]
+        mine = resolved & whole
         if bool(mine.any()):
-            which = left[mine]
-            weights = mass[which]
+            weights = mass[mine]
             used = (weights > 0).any(0)
-            grids.append((which, u[used], (weights / weights.sum(1, keepdim=True))[:, used]))
+            grids.append((left[mine], u[used], (weights / weights.sum(1, keepdim=True))[:, used]))
         left = left[~mine]
         if not left.numel():
             break
         # Narrow laws need fine grids where they are only.
-        joint = torch.cat([joint[left], torch.nan_to_num(density[left], nan=-math.inf).unsqueeze(1)], 1).flatten(0, 1)
+        joint = torch.cat([joint, torch.nan_to_num(density, nan=-math.inf).unsqueeze(1)], 1)[~mine].flatten(0, 1)
         near = (joint >= joint.amax(1, keepdim=True) - table.depth).any(0).nonzero()[:, 0]
         low, high = max(low, low + int(near[0]) // parts - 1), min(high, low + int(near[-1]) // parts + 2)
     grids.append(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pluralpref.inference.arviz_data import convergence
 from pluralpref.inference.choices import as_choices
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.interpolated_likelihood import interpolate_choices
@@ -98,3 +99,14 @@ def test_borrowed_state_gives_back_after_an_error():
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_r_hat_of_one_chain_compares_its_halves():
+    steady = np.random.default_rng(0).normal(size=(1, 401))
+    moved = steady.copy()
+    moved[0, 200:] += 2
+    found = convergence({"steady": steady, "moved": moved})["r_hat"]
+    assert found["steady"] < 1.02
+    assert found["moved"] > 1.3
+    several = convergence({"moved": moved[:, :400].reshape(2, 200)})["r_hat"]
+    assert several["moved"] == pytest.approx(found["moved"])
