@@ -178,7 +178,7 @@ def test_command(tmp_path, heterogeneous, capsys):
     assert "predicts a left-out annotator best" in shown
     record = json.loads(out.read_text())
     assert {row["model"] for row in record["levels"]["pair"]} == {"fixed_learned", "label_noise", "lognormal"}
-    assert len(record["drivers"]) == 2
+    assert len(record["drivers"]["units"]) == 2
     assert main(arguments) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["compare", "--margins", str(tmp_path / "m.parquet"), "--group_columns", "age"]) == 2

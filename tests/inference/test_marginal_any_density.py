@@ -283,6 +283,27 @@ class HalfDensity(dist.HalfNormal):
         return super().log_prob(value) - math.log(2)
 
 
+def test_mass_beyond_floating_point_numbers_is_no_fault_of_the_density():
+    """Of this law 1e-4 lies below 1e-300: E[sigmoid(beta h)] in the coordinate beta = scale e^(g/k)."""
+    law, h = dist.Weibull(t(0.24), t(0.012)), t([-3.0, 0.5, 30.0])
+    with pytest.warns(NumericsWarning, match=r"finds 0\.9998\d of its mass: the rest lies at strengths below 1e-300"):
+        value = log_marginal(law, h, Quadrature(tolerance=1e-7))
+    for found, margin in zip(value.tolist(), h.tolist(), strict=True):
+        exact = mpmath.quad(
+            lambda g, m=margin: (
+                mpmath.exp(g - mpmath.exp(g)) / (1 + mpmath.exp(-m * mpmath.mpf("0.24") * mpmath.exp(g / 0.012)))
+            ),
+            mpmath.linspace(-60, 6, 200),
+        )
+        assert found == pytest.approx(float(mpmath.log(exact)), abs=1.2e-4)
+
+
+def test_a_law_narrower_than_rounding_is_no_fault_of_the_density():
+    with pytest.warns(NumericsWarning, match="narrower than floating-point numbers can tell"):
+        value = log_marginal(dist.Weibull(t(1.9e24), t(1.9e15)), t([-3.0, 1.0]), Quadrature(tolerance=1e-7))
+    assert value.tolist() == pytest.approx([-5.7e24, 0.0], rel=1e-9)
+
+
 def test_a_density_that_misses_mass_is_refused():
     with pytest.raises(UnsupportedError, match=r"density of HalfDensity adds up to 0\.5 over its support"):
         log_marginal(HalfDensity(t(1.0)), t(0.5))

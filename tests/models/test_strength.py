@@ -281,15 +281,17 @@ def test_a_users_family_is_loaded_through_its_own_class(tmp_path):
     loaded = WeibullStrength.from_pretrained(tmp_path)
     assert loaded.concentration.item() == pytest.approx(3.0, rel=1e-6)
     assert loaded.scale.item() == pytest.approx(0.2 / 2.718281828459045, rel=1e-6)
-    with pytest.raises(ConfigError, match=r"holds a WeibullStrength, which is not built in.*WeibullStrength\.from_pre"):
+    with pytest.raises(
+        ConfigError, match=r"a WeibullStrength was saved, which is not built in.*WeibullStrength\.from_pre"
+    ):
         StrengthModel.from_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="holds a WeibullStrength, which is not built in"):
+    with pytest.raises(ConfigError, match="a WeibullStrength was saved, which is not built in"):
         GammaStrength.from_pretrained(tmp_path)
 
 
 def test_another_built_in_family_is_refused(tmp_path):
     LogNormalStrength().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="holds a LogNormalStrength, which is not a GammaStrength"):
+    with pytest.raises(ConfigError, match="a LogNormalStrength was saved, which is not a GammaStrength"):
         GammaStrength.from_pretrained(tmp_path)
 
 

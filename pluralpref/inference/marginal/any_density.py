@@ -39,6 +39,10 @@ _CHUNK = 2**21
 _WIDENINGS = 60
 _ZOOMS = 4
 _LARGEST_EXPONENT = 750.0
+#: Below it, and above its inverse, strengths are as good as 0 and infinite.
+_SMALLEST = 1e-300
+#: A law in whose range there are fewer numbers than this has a density with few digits.
+_FEWEST_NUMBERS = 2**14
 #: The density must add up to 1 this closely, or it isn't one.
 _MASS_TOLERANCE = 1e-4
 #: A rule that misses more than this isn't only inexact.
@@ -184,10 +188,22 @@ def make_rule(law: Distribution, tests: LogLikelihood, method: Quadrature, steep
             NumericsWarning,
             stacklevel=4,
         )
-    elif bool((mass.abs() > max(_MASS_TOLERANCE, 10 * method.tolerance)).any()):
-        raise UnsupportedError(
-            f"the density of {type(law).__name__} adds up to {worst:.4g} over its support instead "
-            "of 1: check its log_prob and its support (all of its mass must lie inside)"
+    elif bool((off := mass.abs() > max(_MASS_TOLERANCE, 10 * method.tolerance)).any()):
+        # The range was widened to where exp(x) is 0 or infinite, and still isn't all; or rounding moves the nodes.
+        beyond = (left <= math.log(_SMALLEST)) | (right >= -math.log(_SMALLEST))
+        size = torch.maximum(left.abs(), right.abs()).clamp_min(1)
+        narrow = right - left < _FEWEST_NUMBERS * torch.finfo(left.dtype).eps * size
+        if not bool((beyond | narrow | ~off).all()):
+            raise UnsupportedError(
+                f"the density of {type(law).__name__} adds up to {worst:.4g} over its support instead "
+                "of 1: check its log_prob and its support (all of its mass must lie inside)"
+            )
+        warnings.warn(
+            f"Quadrature of {type(law).__name__} finds {worst:.5g} of its mass: the rest lies at strengths below "
+            f"{_SMALLEST:.0e} or above {1 / _SMALLEST:.0e}, or the law is narrower than floating-point numbers can tell; "
+            "the value may be off by about as much",
+            NumericsWarning,
+            stacklevel=4,
         )
     return _rule(law, transform, left, right, count, drawn.dtype)
 
