@@ -79,10 +79,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of splits and posteriors (%(default)s)")
     parser.add_argument("--held_out", type=float, default=0.25, help="share of each person's choices (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="splits into known and held-out choices (%(default)s)")
-    parser.add_argument("--methods", nargs="+", default=["nuts"], help="of fit_posterior (%(default)s)")
-    parser.add_argument("--draws", type=int, default=300, help="posterior draws a chain (%(default)s)")
+    parser.add_argument("--methods", nargs="+", default=["laplace"], help="of fit_posterior (%(default)s)")
+    parser.add_argument("--draws", type=int, default=500, help="posterior draws a chain (%(default)s)")
     parser.add_argument("--warmup", type=int, default=200, help="warm-up steps a chain, of nuts (%(default)s)")
-    parser.add_argument("--chains", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--chains", type=int, default=4, help="(%(default)s)")
     parser.add_argument(
         "--peer", choices=("auto", "on", "off"), default="auto", help="compare with xlogit; auto: if it is installed"
     )
@@ -361,8 +361,10 @@ def posterior_table(options: argparse.Namespace, data: TrainChoices, fits: Fits)
             draws = {what: posterior.draws(what) for what in ("beta_mean", "beta_cv")}
             if name == "fixed":
                 del draws["beta_cv"]
-            size = min(float(az.ess(values)) for values in draws.values())
-            r_hat = max(float(az.rhat(values)) for values in draws.values()) if options.chains > 1 else None
+            size, r_hat = min(posterior.convergence.ess_bulk.values()), None
+            if method == "nuts":
+                size = min(float(az.ess(values)) for values in draws.values())
+                r_hat = max(float(az.rhat(values)) for values in draws.values()) if options.chains > 1 else None
             row = {"family": name, "as": _as(panel), "method": posterior.attrs["method"]}
             row |= {"E[β]": _interval(draws["beta_mean"])}
             row |= {"cv": _interval(draws["beta_cv"])} if "beta_cv" in draws else {}
@@ -370,7 +372,8 @@ def posterior_table(options: argparse.Namespace, data: TrainChoices, fits: Fits)
             print(f"posterior of {name}, {_as(panel)}, {method}: {posterior.seconds:.0f} s", flush=True)
     table.notes.append(
         "Margins are those of the family's own joint fit, taken as known, so the intervals leave out what isn't known of w. "
-        "ESS is the smaller of mean's and cv's, R-hat the larger. For opposed laws both are of the signed β."
+        "ESS is the smaller of mean's and cv's, R-hat the larger (of independent draws, the smallest effective number of any "
+        "parameter, and none). For opposed laws both are of the signed β."
     )
     return table
 

@@ -111,6 +111,18 @@ def as_choices(
     return Choices(h, y, w, codes, labels, columns, {name: column.numpy() for name, column in numbers.items()})
 
 
+def rows_among(code: Tensor, units: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(rows whose code is one of some units, the place of each row's unit among these).
+
+    :param code: (rows,) of 0 to ``count - 1``.
+    :param units: some of these codes, all different.
+    """
+    place = torch.full((count,), -1, dtype=torch.int64)
+    place[units] = torch.arange(units.shape[0])
+    rows = (place[code] >= 0).nonzero()[:, 0]
+    return rows, place[code[rows]]
+
+
 def _column(name: str, values: Any, length: int | None = None) -> Tensor:
     try:
         if isinstance(values, Tensor):

@@ -26,7 +26,7 @@ from torch.nn.functional import embedding_bag, logsigmoid
 from pluralpref.distributions.mixture import log_density
 from pluralpref.distributions.structure import has_atoms
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
-from pluralpref.inference.choices import Choices
+from pluralpref.inference.choices import Choices, rows_among
 from pluralpref.inference.contexts import Contexts, people_by_context
 from pluralpref.inference.posterior_problem import laws_of_draws
 from pluralpref.inference.strength_grid import StrengthGrid, make_grid
@@ -94,18 +94,20 @@ class ConditionalStrengths:
         """
         if not 0 < q < 1:
             raise ConfigError(f"q={q}: must lie strictly between 0 and 1")
-        if q not in self._quantiles:
-            out = np.empty(len(self))
+        return self._quantiles_at((q,))[0]
+
+    def _quantiles_at(self, levels: tuple[float, ...]) -> list[np.ndarray]:
+        new = [q for q in levels if q not in self._quantiles]
+        if new:
+            out = np.empty((len(self), len(new)))
             for people, grid, _ in self._grids:
                 for part, likelihood in unit_likelihoods(self._choices, people, grid.strength):
                     mass = self._masses(part, grid, likelihood)
                     # Half of a node's mass lies on either side of it.
-                    below = mass.cumsum(1) - mass / 2
-                    out[part.numpy()] = [
-                        np.interp(q, row, grid.strength.numpy()) for row in (below / mass.sum(1, keepdim=True)).numpy()
-                    ]
-            self._quantiles[q] = out
-        return self._quantiles[q]
+                    below = (mass.cumsum(1) - mass / 2) / mass.sum(1, keepdim=True)
+                    out[part.numpy()] = [np.interp(new, row, grid.strength.numpy()) for row in below.numpy()]
+            self._quantiles.update(zip(new, out.T, strict=True))
+        return [self._quantiles[q] for q in levels]
 
     def interval(self, prob: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) ends of the equal-tailed interval with mass ``prob``, (units,) each.
@@ -114,7 +116,8 @@ class ConditionalStrengths:
         """
         if not 0 < prob < 1:
             raise ConfigError(f"prob={prob}: must lie strictly between 0 and 1")
-        return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
+        low, high = self._quantiles_at(((1 - prob) / 2, (1 + prob) / 2))
+        return low, high
 
     @torch.no_grad()
     def density(self, beta: Any) -> np.ndarray:
@@ -160,12 +163,11 @@ class ConditionalStrengths:
             for part, likelihood in unit_likelihoods(self._choices, people, grid.strength):
                 mass = self._masses(part, grid, likelihood)
                 mass = mass / mass.sum(1, keepdim=True)
-                place = torch.full((len(self),), -1, dtype=torch.int64)
-                place[part] = torch.arange(len(part))
-                rows = (place[code] >= 0).nonzero()[:, 0]
-                for block in rows.split(max(1, _BLOCK_ELEMENTS // len(grid.strength))):
+                rows, places = rows_among(code, part, len(self))
+                size = max(1, _BLOCK_ELEMENTS // len(grid.strength))
+                for block, place in zip(rows.split(size), places.split(size), strict=True):
                     chances = torch.sigmoid(torch.outer(h[block], grid.strength))
-                    out[block] = (chances * mass[place[code[block]]]).sum(1)
+                    out[block] = (chances * mass[place]).sum(1)
         return out.numpy()
 
     def table(self, prob: float = 0.95) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pluralpref.errors import UnsupportedError
+from pluralpref.inference.choices import rows_among
 from pluralpref.inference.conditional import choice_terms, grid_of_draws, unit_likelihoods
 from pluralpref.inference.contexts import people_by_context
 from pluralpref.inference.posterior_problem import PosteriorProblem
@@ -42,12 +43,10 @@ def pair_log_likelihood(problem: PosteriorProblem, draws: Mapping[str, Tensor]) 
     for people, context in people_by_context(contexts, data.num_annotators):
         grid = grid_of_draws(problem.twin, draws, context)
         for part, likelihood in unit_likelihoods(data, people, grid.strength):
-            place = torch.full((data.num_annotators,), -1, dtype=torch.int64)
-            place[part] = torch.arange(len(part))
-            pairs = (place[data.annotator] >= 0).nonzero()[:, 0]
+            pairs, places = rows_among(data.annotator, part, data.num_annotators)
             whole = _log_average(likelihood, grid.weight)
-            for block in pairs.split(max(1, _BLOCK_ELEMENTS // len(grid.strength))):
-                person = place[data.annotator[block]]
+            size = max(1, _BLOCK_ELEMENTS // len(grid.strength))
+            for block, person in zip(pairs.split(size), places.split(size), strict=True):
                 others = likelihood[person] - choice_terms(data, block, grid.strength)
                 out[:, block] = (whole[person] - _log_average(others, grid.weight)).T
     return out

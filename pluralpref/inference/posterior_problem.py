@@ -15,7 +15,7 @@ from pyro.distributions import Distribution
 from torch import Tensor
 
 from pluralpref.errors import ConfigError, UnsupportedError
-from pluralpref.inference.choices import Choices
+from pluralpref.inference.choices import Choices, rows_among
 from pluralpref.inference.contexts import Contexts, base_and_factor, people_by_context
 from pluralpref.inference.interpolated_likelihood import InterpolatedChoices, both_sides, interpolate_choices
 from pluralpref.inference.interpolated_panels import InterpolatedPanels, interpolate_panels
@@ -470,10 +470,7 @@ def _rows_of(annotator: Tensor, people: Tensor | None, count: int) -> tuple[Any,
     """(rows of the pairs, codes 0, 1, … of their annotators, number of annotators) of some people, or of all."""
     if people is None or people.shape[0] == count:
         return slice(None), annotator, count
-    new = torch.full((count,), -1, dtype=torch.int64)
-    new[people] = torch.arange(people.shape[0])
-    rows = (new[annotator] >= 0).nonzero()[:, 0]
-    return rows, new[annotator[rows]], people.shape[0]
+    return *rows_among(annotator, people, count), people.shape[0]
 
 
 def laws_of_draws(

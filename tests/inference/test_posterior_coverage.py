@@ -91,7 +91,7 @@ def test_intervals_cover_truths_from_the_prior(family, design):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["lognormal", "weibull"])
 def test_intervals_of_nuts_cover_as_well(family):
-    """Of 40 shares one in a thousand would be below 0.85 at a true 95%."""
+    """Of 40 shares three in a thousand are below 0.85 where the true one is 95%."""
     covered, _ = coverage(family, "panel", NUTS_DATA_SETS, method="nuts", num_samples=150, num_warmup=100, num_chains=1)
     print(covered)
     for name, count in covered.items():
