@@ -25,6 +25,12 @@ class MarginsOptions:
     max_length: int = field(default=1024, metadata={"help": "Longest prompt plus answer, in tokens."})
     truncation_mode: str = field(default="drop", metadata={"help": "drop or keep_end, see train."})
     strict: bool = field(default=False, metadata={"help": "Refuse rows that can't be used."})
+    attn_layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How a batch is laid out: padded, shared (each prompt once), or auto, the faster; see train."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing table."})
 
 
@@ -62,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         PreferenceCollator(padding_token(tokenizer)),
         options.batch_size,
         {"policy": policy_name, "reference": options.reference, "dataset": source},
+        options.attn_layout,
     )
     print(
         f"{options.output}: {len(table)} margins, mean {table.margins.mean():.4g} nats, "

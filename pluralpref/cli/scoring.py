@@ -20,9 +20,18 @@ def write_scored(
     collator: Any,
     batch_size: int,
     metadata: dict[str, Any],
+    attn_layout: str = "auto",
 ) -> MarginsTable:
     """Margins of all pairs of a tokenised data set, with every further simple column of the source, as Parquet."""
-    scores = score_margins(policy, reference, dataset, collator, batch_size=batch_size, progress=show_progress())
+    scores = score_margins(
+        policy,
+        reference,
+        dataset,
+        collator,
+        batch_size=batch_size,
+        progress=show_progress(),
+        attn_layout=attn_layout,
+    )
     names = [name for name in dataset.column_names if name not in _OWN_COLUMNS and name not in scores]
     groups: dict[str, Any] = {name: list(dataset[name]) for name in names}
     groups.update({name: values.tolist() for name, values in scores.items() if name != "margins"})

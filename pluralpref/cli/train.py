@@ -111,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
             trainer.data_collator,
             config.per_device_eval_batch_size,
             {"policy": str(run / "policy"), "reference": model_options.model_name_or_path, "dataset": source},
+            config.attn_layout,
         )
         print(f"margins of {len(table)} held-out pairs: {run / 'margins.parquet'}", flush=True)
     return 0

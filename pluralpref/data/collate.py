@@ -39,7 +39,8 @@ class PreferenceCollator:
 
         :param rows: with ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and perhaps weight, preferred, annotator,
             ``ref_chosen_logps``, ``ref_rejected_logps``.
-        :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``weight``,
+        :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``pair_lengths``
+            (pairs, 3), the numbers of tokens of prompt, chosen and rejected answer; ``weight``,
             ``preferred`` (pairs,), float64; ``annotator``, ``row`` (pairs,), int64; reference columns (pairs,),
             float64; ``groups``, a dict of lists of text; ``context_columns``, a dict of lists.
         :raises DataError: for an annotator that has no code.
@@ -56,6 +57,9 @@ class PreferenceCollator:
             "input_ids": torch.tensor(padded, dtype=torch.int64),
             "attention_mask": (position < end).long(),
             "completion_mask": ((position >= start) & (position < end)).long(),
+            "pair_lengths": torch.tensor(
+                [[len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] for row in rows]
+            ),
         }
         batch["weight"] = self._column(rows, "weight", 1.0)
         batch["preferred"] = self._column(rows, "preferred", 1.0)

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from pluralpref.errors import ConfigError
 from pluralpref.inference.marginal.dispatch import DESIGNS
+from pluralpref.likelihood.margins import ATTN_LAYOUTS
 
 METHODS = ("auto", "closed_form", "quadrature", "monte_carlo")
 
@@ -38,6 +39,8 @@ class MixDPOConfig(TrainingArguments):
     :param precompute_ref_batch_size: pairs in a batch of that pass; default: the batch size of evaluation.
     :param disable_dropout: every kind of dropout off in the policy (it always is in the reference).
     :param group_columns: columns by whose values accuracies are reported apart.
+    :param attn_layout: ``"auto"``, ``"padded"`` or ``"shared"``, see :func:`~pluralpref.likelihood.pair_logps`: each prompt's
+        tokens run once for both answers where the model allows it and it pays.
     :param logits_budget_bytes: logits above this size are recomputed in the backward pass instead of kept.
     :raises ConfigError: for values out of range and options that contradict each other.
     """
@@ -76,6 +79,13 @@ class MixDPOConfig(TrainingArguments):
     group_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns by whose values accuracies are reported apart."}
     )
+    attn_layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How a batch is laid out: padded; shared (each prompt once for both answers, no padding); or auto, the "
+            "faster one of them where the model allows it."
+        },
+    )
     logits_budget_bytes: int = field(
         default=256 * 2**20, metadata={"help": "Logits above this size are recomputed in the backward pass."}
     )
@@ -88,6 +98,8 @@ class MixDPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1")
+        if self.attn_layout not in ATTN_LAYOUTS:
+            raise ConfigError(f"attn_layout={self.attn_layout!r}: choose one of {', '.join(ATTN_LAYOUTS)}")
         if self.truncation_mode not in ("drop", "keep_end"):
             raise ConfigError(
                 f"truncation_mode={self.truncation_mode!r}: choose 'drop' or 'keep_end' (TRL's 'keep_start' cuts "

@@ -200,6 +200,7 @@ class MixDPOTrainer(Trainer):
                 device=self.args.device,
                 autocast=self.compute_loss_context_manager,
                 progress=not self.args.disable_tqdm,
+                attn_layout=self.args.attn_layout,
                 logits_budget_bytes=self.args.logits_budget_bytes,
             )
 
@@ -230,8 +231,12 @@ class MixDPOTrainer(Trainer):
     ) -> Any:
         """The mean negative log-probability of the choices, plus what priors add once per optimiser step."""
         mode = "train" if model.training else "eval"
-        policy = pair_logps(model, inputs, logits_budget_bytes=self.args.logits_budget_bytes)
-        reference = reference_pair_logps(inputs, self.ref_model, logits_budget_bytes=self.args.logits_budget_bytes)
+        options: Any = {
+            "attn_layout": self.args.attn_layout,
+            "logits_budget_bytes": self.args.logits_budget_bytes,
+        }
+        policy = pair_logps(model, inputs, **options)
+        reference = reference_pair_logps(inputs, self.ref_model, **options)
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
         context = self.strength.make_context(inputs["context_columns"]) if "context_columns" in inputs else None

@@ -125,7 +125,7 @@ def own_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep
 
 
 @contextmanager
-def _evaluation_flags(model: nn.Module) -> Iterator[None]:
+def evaluation_flags(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode by its flag alone, and put each flag back (modes may differ by module)."""
     flags = [(module, module.training) for module in model.modules()]
     for module, _ in flags:
@@ -192,7 +192,7 @@ def _find_route(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
     real = input_ids[0][attention_mask[0].bool()][:PROBE_LENGTH].unsqueeze(0)
     ids = real if real.numel() else input_ids[:1, :1]
     mask = torch.ones_like(ids)
-    with _evaluation_flags(model), torch.no_grad():
+    with evaluation_flags(model), torch.no_grad():
         if not is_distributed_wrapper(model) and _head_is_all(model, ids, mask):
             return LogitsRoute("head")
         full = own_logits(model, ids, mask)

@@ -7,8 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pluralpref.errors import DataError
-from pluralpref.likelihood.logprobs import LOGITS_BUDGET_BYTES, answer_logps
+from pluralpref.errors import ConfigError, DataError
+from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
+from pluralpref.likelihood.logprobs import answer_logps
+from pluralpref.likelihood.pair_layout import Layout, choose_layout
+from pluralpref.likelihood.shared_prefix import require_shared, shared_answer_logps, why_not_shared
+
+#: How the tokens of a batch are laid out: see :func:`pair_logps`.
+ATTN_LAYOUTS = ("auto", "padded", "shared")
 
 
 class PairLogps(NamedTuple):
@@ -27,27 +33,50 @@ class PairLogps(NamedTuple):
 
 
 def pair_logps(
-    model: nn.Module, batch: Mapping[str, Any], *, logits_budget_bytes: int = LOGITS_BUDGET_BYTES
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    attn_layout: str = "auto",
+    logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> PairLogps:
     """Log-probabilities of both answers of a batch of pairs under ``model``.
 
+    Where the batch says how long its prompts and answers are, the tokens of a prompt needn't run twice, nor padding at all.
+    Whether a model can do so is found out with its first batch: it is scored in both ways, and if the two differ, or the
+    model can't read such rows, padded rows are used and a warning says why. Later batches are laid out in the way that
+    should take the least time. The numbers differ by the rounding of the model's arithmetic.
+
     :param model: see :func:`~pluralpref.likelihood.answer_logps`.
     :param batch: ``input_ids``, ``attention_mask``, ``completion_mask`` of shape (2 pairs, length): all chosen rows,
-        then all rejected rows in the same order.
+        then all rejected rows in the same order; optionally ``pair_lengths`` (pairs, 3), the lengths of prompt, chosen and
+        rejected answer of rows padded on the right, as :class:`~pluralpref.data.PreferenceCollator` gives them.
+    :param attn_layout: ``"auto"``; ``"padded"``, all rows padded to one length; ``"shared"``, every prompt once, in one row
+        without padding or in one padded row for each pair.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
     :returns: two tensors (pairs,), float64, in nats.
     :raises DataError: when the number of rows is odd.
+    :raises ConfigError: for another layout, or ``"shared"`` with a model or a batch that doesn't allow it.
     """
+    if attn_layout not in ATTN_LAYOUTS:
+        raise ConfigError(f"attn_layout={attn_layout!r}: choose one of {', '.join(ATTN_LAYOUTS)}")
     rows = batch["input_ids"].shape[0]
     if rows % 2:
         raise DataError(f"a batch of pairs has an even number of rows, chosen rows first; got {rows}")
-    logps = answer_logps(
-        model,
-        batch["input_ids"],
-        batch["attention_mask"],
-        batch["completion_mask"],
-        logits_budget_bytes=logits_budget_bytes,
-    )
+    padded = (batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+    lengths = batch.get("pair_lengths")
+    if attn_layout == "shared" and lengths is None:
+        raise ConfigError("attn_layout='shared' needs a batch with pair_lengths, as PreferenceCollator makes them")
+    layout: Layout = "padded"
+    if attn_layout != "padded" and lengths is not None:
+        reason = why_not_shared(model, *padded, lengths)
+        if attn_layout == "shared":
+            require_shared(reason)
+        if not reason:
+            layout = choose_layout(lengths.cpu(), shared=attn_layout == "shared")
+    if layout == "padded" or lengths is None:
+        logps = answer_logps(model, *padded, logits_budget_bytes=logits_budget_bytes)
+    else:
+        logps = shared_answer_logps(model, batch["input_ids"], lengths, layout, logits_budget_bytes=logits_budget_bytes)
     return PairLogps(logps[: rows // 2], logps[rows // 2 :])
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from pluralpref.errors import ConfigError
 from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
 from pluralpref.likelihood.dropout import no_dropout
-from pluralpref.likelihood.logprobs import LOGITS_BUDGET_BYTES
+from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import PairLogps, pair_logps
 
 #: Columns of reference log-probabilities, named as in TRL.
@@ -52,12 +52,14 @@ def reference_pair_logps(
     batch: Mapping[str, Any],
     reference_model: nn.Module | None = None,
     *,
+    attn_layout: str = "auto",
     logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> PairLogps:
     """Reference log-probabilities of a batch of pairs: its precomputed columns, or else the model's.
 
     :param batch: a collated batch; ``ref_chosen_logps`` and ``ref_rejected_logps`` (pairs,) are used when present.
     :param reference_model: the reference; runs without gradients and without dropout.
+    :param attn_layout: see :func:`~pluralpref.likelihood.pair_logps`.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
     :returns: (pairs,) twice, in nats, without gradients.
     :raises ConfigError: when the batch has no reference columns and there is no model.
@@ -75,7 +77,7 @@ def reference_pair_logps(
             "(pluralpref.likelihood.precompute_reference makes them)"
         )
     with torch.no_grad(), no_dropout(reference_model):
-        return pair_logps(reference_model, batch, logits_budget_bytes=logits_budget_bytes)
+        return pair_logps(reference_model, batch, attn_layout=attn_layout, logits_budget_bytes=logits_budget_bytes)
 
 
 def precompute_reference(
@@ -87,6 +89,7 @@ def precompute_reference(
     device: torch.device | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: bool = True,
+    attn_layout: str = "auto",
     logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> Any:
     """Add the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` (float64, nats) to a tokenised data set.
@@ -101,6 +104,7 @@ def precompute_reference(
     :param device: where to run; None for the model's device.
     :param autocast: called for each batch, returns the context in which the model runs.
     :param progress: show a progress bar.
+    :param attn_layout: see :func:`~pluralpref.likelihood.pair_logps`.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
     :returns: the data set with both columns, rows in the same order; columns of that name are replaced.
     :raises DataError: when the data set isn't tokenised.
@@ -113,7 +117,10 @@ def precompute_reference(
         for indices, rows in batches_by_length(dataset, batch_size):
             with autocast():
                 logps = reference_pair_logps(
-                    to_device(collator(rows), device), model, logits_budget_bytes=logits_budget_bytes
+                    to_device(collator(rows), device),
+                    model,
+                    attn_layout=attn_layout,
+                    logits_budget_bytes=logits_budget_bytes,
                 )
             for i, c, r in zip(indices, logps.chosen.tolist(), logps.rejected.tolist(), strict=True):
                 chosen[i], rejected[i] = c, r

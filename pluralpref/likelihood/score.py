@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
 from pluralpref.likelihood.dropout import no_dropout
-from pluralpref.likelihood.logprobs import LOGITS_BUDGET_BYTES
+from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import log_ratio_margins, pair_logps
 from pluralpref.likelihood.reference import reference_pair_logps
 
@@ -27,6 +27,7 @@ def score_margins(
     device: torch.device | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: bool = True,
+    attn_layout: str = "auto",
     logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> dict[str, Tensor]:
     """Margins of all pairs of a tokenised data set under policy and reference, without gradients and dropout.
@@ -40,6 +41,7 @@ def score_margins(
     :param device: where to run; None for the policy's device. Both models must be there.
     :param autocast: called for each batch, returns the context in which the models run.
     :param progress: show a progress bar.
+    :param attn_layout: see :func:`~pluralpref.likelihood.pair_logps`.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
     :returns: ``margins``, ``chosen_logps``, ``rejected_logps``, ``ref_chosen_logps``, ``ref_rejected_logps``: each
         (pairs,) float64 on the CPU, in nats, in the data set's order.
@@ -57,8 +59,10 @@ def score_margins(
         for indices, rows in batches_by_length(dataset, batch_size):
             batch = to_device(collator(rows), device)
             with autocast():
-                ours = pair_logps(policy, batch, logits_budget_bytes=logits_budget_bytes)
-                theirs = reference_pair_logps(batch, reference, logits_budget_bytes=logits_budget_bytes)
+                ours = pair_logps(policy, batch, attn_layout=attn_layout, logits_budget_bytes=logits_budget_bytes)
+                theirs = reference_pair_logps(
+                    batch, reference, attn_layout=attn_layout, logits_budget_bytes=logits_budget_bytes
+                )
             margins = log_ratio_margins(ours, theirs)
             for name, values in zip(names, (margins, *ours, *theirs), strict=True):
                 scores[name][indices] = values.to(device="cpu", dtype=torch.float64)
