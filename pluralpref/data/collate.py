@@ -18,6 +18,7 @@ class PreferenceCollator:
 
     :param pad_token_id: what fills the padding; the attention mask hides it.
     :param annotators: code of each annotator name; ``None`` leaves annotators out.
+    :param panel: pass on who chose, as text under ``"annotator_names"``.
     :param group_columns: columns whose values are passed on as text under ``"groups"``.
     :param context_columns: columns whose values are passed on as they are under ``"context_columns"``.
     """
@@ -28,9 +29,11 @@ class PreferenceCollator:
         annotators: Mapping[Any, int] | None = None,
         group_columns: Sequence[str] = (),
         context_columns: Sequence[str] = (),
+        panel: bool = False,
     ) -> None:
         self.pad_token_id = pad_token_id
         self.annotators = annotators
+        self.panel = panel
         self.group_columns = tuple(group_columns)
         self.context_columns = tuple(context_columns)
 
@@ -42,8 +45,9 @@ class PreferenceCollator:
         :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``pair_lengths``
             (pairs, 3), the numbers of tokens of prompt, chosen and rejected answer; ``weight``,
             ``preferred`` (pairs,), float64; ``annotator``, ``row`` (pairs,), int64; reference columns (pairs,),
-            float64; ``groups``, a dict of lists of text; ``context_columns``, a dict of lists.
-        :raises DataError: for an annotator that has no code.
+            float64; ``groups``, a dict of lists of text; ``context_columns``, a dict of lists; ``annotator_names``, a list
+            of text.
+        :raises DataError: for an annotator that has no code or no name.
         """
         sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
         width = max(len(prompt) + len(answer) for prompt, answer in sides)
@@ -68,6 +72,8 @@ class PreferenceCollator:
                 batch[name] = self._column(rows, name)
         if self.annotators is not None:
             batch["annotator"] = torch.tensor([self._code(row) for row in rows])
+        if self.panel:
+            batch["annotator_names"] = [self._name(row) for row in rows]
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         if self.group_columns:
@@ -75,6 +81,16 @@ class PreferenceCollator:
         if self.context_columns:
             batch["context_columns"] = {name: [row[name] for row in rows] for name in self.context_columns}
         return batch
+
+    @staticmethod
+    def _name(row: Mapping[str, Any]) -> str:
+        name = row.get("annotator")
+        if name is None:
+            raise DataError(
+                f"row {row.get('row', '?')} has no annotator: with panel=True every pair needs one, since a person's choices "
+                "share their strength"
+            )
+        return str(name)
 
     def _code(self, row: Mapping[str, Any]) -> int:
         annotators = self.annotators or {}

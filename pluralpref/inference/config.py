@@ -39,6 +39,8 @@ class MixDPOConfig(TrainingArguments):
     :param precompute_ref_batch_size: pairs in a batch of that pass; default: the batch size of evaluation.
     :param disable_dropout: every kind of dropout off in the policy (it always is in the reference).
     :param group_columns: columns by whose values accuracies are reported apart.
+    :param panel: an annotator's pairs share their strength: those in one micro-batch in training, all of them in evaluation.
+        Batches are filled annotator by annotator. Needs the column ``annotator``.
     :param attn_layout: ``"auto"``, ``"padded"`` or ``"shared"``, see :func:`~pluralpref.likelihood.pair_logps`: each prompt's
         tokens run once for both answers where the model allows it and it pays.
     :param logits_budget_bytes: logits above this size are recomputed in the backward pass instead of kept.
@@ -78,6 +80,13 @@ class MixDPOConfig(TrainingArguments):
     disable_dropout: bool = field(default=True, metadata={"help": "Every kind of dropout off in the policy."})
     group_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns by whose values accuracies are reported apart."}
+    )
+    panel: bool = field(
+        default=False,
+        metadata={
+            "help": "The pairs of one annotator in a micro-batch share their strength (the panel mixed logit); batches are "
+            "filled annotator by annotator."
+        },
     )
     attn_layout: str = field(
         default="auto",

@@ -14,6 +14,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pluralpref.errors import ConfigError, UnsupportedError
+from pluralpref.inference.contexts import base_and_factor
 from pluralpref.inference.marginal import MonteCarlo, log_marginal_panel
 from pluralpref.inference.marginal.draws import draw_strengths
 from pluralpref.inference.marginal.monte_carlo import log_average
@@ -135,13 +136,14 @@ class MixDPO(ELBO):
             law = model.strength(data.context)
         y = torch.ones_like(data.margins) if data.preferred is None else data.preferred.to(data.margins.dtype)
         if data.annotator is not None:
+            law, margins = _one_law(law, data.margins)
             panels = int(data.annotator.max()) + 1
             values = log_marginal_panel(
-                law, data.margins, data.annotator, panels, weight=data.weight, preferred=y, method=self.method
+                law, margins, data.annotator, panels, weight=data.weight, preferred=y, method=self.method
             )
-            return tracer.trace, values.sum()
+            return tracer.trace, data.scale * values.sum()
         values = MixedLogit(law, data.margins, self.method).log_prob(y)
-        return tracer.trace, (values if data.weight is None else data.weight * values).sum()
+        return tracer.trace, data.scale * (values if data.weight is None else data.weight * values).sum()
 
     def _sampled(self, model: Any, guide: Any, guide_trace: Any, args: Any, kwargs: Any) -> tuple[Any, Tensor]:
         method = MonteCarlo() if self.method == "auto" else self.method
@@ -162,6 +164,22 @@ class MixDPO(ELBO):
             if name not in nodes or nodes[name]["type"] != "sample":
                 raise UnsupportedError(f"the model has no sample site {name!r}; MixDPO needs 'beta' and 'preferred'")
         return tracer.trace, _log_average(nodes["beta"], nodes["preferred"], draws.dim, method)
+
+
+def _one_law(law: Any, margins: Tensor) -> tuple[Any, Tensor]:
+    """The law of the strength that a person's choices share, and margins that its factors have gone into.
+
+    :raises UnsupportedError: where laws differ from pair to pair in more than their scale.
+    """
+    if law.batch_shape.numel() == 1:
+        return law, margins
+    split = base_and_factor(law)
+    if split is None:
+        raise UnsupportedError(
+            f"the law of beta ({type(law).__name__}) differs from pair to pair in more than its scale, so there is no one "
+            "beta that a person's choices share: leave annotators out, or use a strength that is scaled by its columns"
+        )
+    return split[0], margins * split[1]
 
 
 class _DrawStrengths(Messenger):

@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from pluralpref.atomic import written_aside
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
+from pluralpref.inference.annotator_sampler import AnnotatorSampler
 from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.marginal import MonteCarlo
 from pluralpref.inference.metrics import PairMetrics
@@ -116,6 +117,13 @@ class MixDPOTrainer(Trainer):
                 bias_correction=args.bias_correction,
             )
         self.guide = _make_guide(self.strength)
+        if args.panel and not isinstance(self.strength, StrengthModel):
+            raise ConfigError(
+                f"panel=True needs a StrengthModel, not the Pyro function {self.preference_model.name}: what its choices "
+                "share is up to its plates"
+            )
+        if args.panel and isinstance(self.strength, FixedStrength):
+            raise ConfigError("panel=True has no effect on a fixed strength, which everybody shares: leave it out")
 
         self.row_reports: dict[str, RowReport] = {}
         train_dataset = self._prepare("train", train_dataset, processing_class, args)
@@ -126,8 +134,12 @@ class MixDPOTrainer(Trainer):
         context = self.strength.context_columns if isinstance(self.strength, StrengthModel) else ()
         _check_columns("group_columns", args.group_columns, train_dataset, eval_dataset)
         _check_columns(type(self.strength).__name__, context, train_dataset, eval_dataset)
+        _check_columns("panel=True", ("annotator",) if args.panel else (), train_dataset, eval_dataset)
         collator = PreferenceCollator(
-            padding_token(processing_class), group_columns=args.group_columns, context_columns=context
+            padding_token(processing_class),
+            group_columns=args.group_columns,
+            context_columns=context,
+            panel=args.panel,
         )
 
         self.ref_model: Any = None
@@ -145,6 +157,7 @@ class MixDPOTrainer(Trainer):
             disable_dropout(model)
         self._metrics = {"train": PairMetrics(), "eval": PairMetrics()}
         self._eval_loss = PairMetrics()
+        self._eval_panel: list[dict[str, Any]] = []
         super().__init__(
             model=model,
             args=args,
@@ -240,7 +253,11 @@ class MixDPOTrainer(Trainer):
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
         context = self.strength.make_context(inputs["context_columns"]) if "context_columns" in inputs else None
-        loss, total = self._objective(margins, preferred, weight, context)
+        names = inputs.get("annotator_names")
+        loss, total = self._objective(margins, preferred, weight, names, context)
+        if mode == "eval" and names is not None:
+            kept = {"margins": margins.detach(), "preferred": preferred, "weight": weight, "names": names}
+            self._eval_panel.append({**kept, "columns": inputs.get("context_columns", {})})
         with torch.no_grad():
             self._metrics[mode].update(
                 policy.detach(),
@@ -258,22 +275,34 @@ class MixDPOTrainer(Trainer):
         return (loss, {"margins": margins}) if return_outputs else loss
 
     def _objective(
-        self, margins: Tensor, preferred: Tensor, weight: Tensor, context: Any = None
+        self,
+        margins: Tensor,
+        preferred: Tensor,
+        weight: Tensor,
+        names: Sequence[str] | None = None,
+        context: Any = None,
     ) -> tuple[Tensor, Tensor]:
         total = weight.sum()
         if not total > 0:
             return margins.sum() * 0, total
-        # The weights make this batch stand for all training pairs, so that priors count as they should.
-        scaled = weight * (self.num_pairs / total)
         guide = _no_guide if self.guide is None else self.guide
+        # This batch stands for all training pairs, so that priors count as they should. The weights of a panel stand inside
+        # its expectation, those of single pairs before it.
+        more: dict[str, Any] = {} if context is None else {"context": context}
+        if names is None:
+            weight = weight * (self.num_pairs / total)
+        else:
+            code = {name: i for i, name in enumerate(dict.fromkeys(names))}
+            more["annotator"] = torch.tensor([code[name] for name in names], device=margins.device)
+            more["scale"] = float(self.num_pairs / total)
         with pyro.settings.context(module_local_params=True), _param_store_untouched():
             loss = self.objective.differentiable_loss(
                 self.preference_model,
                 guide,
                 margins,
                 preferred,
-                scaled,
-                **({} if context is None else {"context": context}),
+                weight,
+                **more,
             )
         return loss / self.num_pairs, total
 
@@ -313,14 +342,41 @@ class MixDPOTrainer(Trainer):
         """As in transformers, with the metrics of all pairs among the results and the generator as it was."""
         self._metrics["eval"].reset()
         self._eval_loss.reset()
+        self._eval_panel.clear()
         with torch.random.fork_rng():
             torch.manual_seed(self.args.seed)
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            self._replace_by_panels()
         assert output.metrics is not None
         values = {**self._metrics["eval"].compute(), **self._law_metrics(), **self._eval_loss.compute()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         self._metrics["eval"].reset()
         return output
+
+    @torch.no_grad()
+    def _replace_by_panels(self) -> None:
+        """Put the loss of all pairs, with everything that an annotator chose together, in the place of the batches' sums."""
+        if not self._eval_panel:
+            return
+        parts = self._eval_panel
+        columns = {name: [v for part in parts for v in part["columns"][name]] for name in parts[0]["columns"]}
+        loss, total = self._objective(
+            torch.cat([part["margins"] for part in parts]),
+            torch.cat([part["preferred"] for part in parts]),
+            torch.cat([part["weight"] for part in parts]),
+            [name for part in parts for name in part["names"]],
+            self.strength.make_context(columns) if columns else None,
+        )
+        self._eval_panel.clear()
+        self._eval_loss.reset()
+        self._eval_loss.add("loss", loss, total)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.panel or dataset is None:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return AnnotatorSampler(dataset["annotator"], seed)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the pairs' metrics and the law of beta, and append to ``metrics.jsonl`` of the run."""

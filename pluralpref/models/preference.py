@@ -35,6 +35,7 @@ class ChoiceData(NamedTuple):
     weight: Tensor | None  #: (pairs,), >= 0
     annotator: Tensor | None  #: (pairs,), codes 0 .. annotators-1
     context: Any
+    scale: float = 1.0  #: how many such batches the data are made of
 
 
 class PreferenceModel(torch.nn.Module):
@@ -66,6 +67,7 @@ class PreferenceModel(torch.nn.Module):
         weight: Tensor | None = None,
         annotator: Tensor | None = None,
         context: Any = None,
+        scale: float = 1.0,
     ) -> Tensor:
         r"""Run the model once; under Pyro's handlers this conditions, replays, traces.
 
@@ -75,11 +77,17 @@ class PreferenceModel(torch.nn.Module):
         :param weight: scales the log-probability of each choice, shape (pairs,), default 1.
         :param annotator: codes 0, 1, … of the person who chose, shape (pairs,), integers.
         :param context: passed to the strength model.
+        :param scale: multiplies the log-probabilities of all local sites: a batch that stands for ``scale`` times as much
+            data, as Pyro's plates scale subsamples.
         :returns: ``preferred``, shape (pairs,).
         :raises DataError: if a shape or value doesn't fit; the message names the argument.
         """
-        data = self.data(margins, preferred, weight, annotator, context)
+        data = self.data(margins, preferred, weight, annotator, context, scale)
         law = self.strength(data.context)
+        with poutine.scale(scale=data.scale):
+            return self._draw(data, law)
+
+    def _draw(self, data: ChoiceData, law: dist.Distribution) -> Tensor:
         weighted = weighting(data.weight)
         pairs = pyro.plate("pairs", data.margins.shape[-1], dim=-1)
         if data.annotator is None:
@@ -103,6 +111,7 @@ class PreferenceModel(torch.nn.Module):
         weight: Tensor | None = None,
         annotator: Tensor | None = None,
         context: Any = None,
+        scale: float = 1.0,
     ) -> ChoiceData:
         """The arguments of :meth:`forward`, checked.
 
@@ -124,4 +133,6 @@ class PreferenceModel(torch.nn.Module):
             raise DataError(f"weight[{row}]={weight[row].item()}: must be finite and not negative")
         if annotator is not None and (annotator.is_floating_point() or bool((annotator < 0).any())):
             raise DataError("annotator must hold integer codes 0, 1, …; map names to codes first")
-        return ChoiceData(margins, preferred, weight, annotator, context)
+        if not (0 < scale < float("inf")):
+            raise DataError(f"scale={scale}: must be finite and greater than 0")
+        return ChoiceData(margins, preferred, weight, annotator, context, scale)

@@ -70,7 +70,6 @@ def test_the_spread_is_learned_beside_a_reward(cv):
         low, high = posterior.interval("beta_cv", 0.95)
         lower.append(low)
         upper.append(high)
-    print(f"cv {cv}: learned {learned}, posterior medians {medians}, 95 % {list(zip(lower, upper, strict=True))}")
     assert np.abs(np.array(learned) - cv).mean() < 0.05 + 0.1 * cv
     if cv == 0:
         assert max(upper) < 0.3

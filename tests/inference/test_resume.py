@@ -46,11 +46,15 @@ model = LlamaForCausalLM(
     )
 )
 pairs = Dataset.from_list(
-    [{"prompt": f"q{i}", "chosen": f" good {i}", "rejected": f" bad {i * i}"} for i in range(23)]
+    [
+        {"prompt": f"q{i}", "chosen": f" good {i}", "rejected": f" bad {i * i}", "annotator": f"p{i % 5}"}
+        for i in range(23)
+    ]
 )
 strength, options = {
     "lognormal_draws": lambda: (LogNormalStrength(mean=0.5, cv=0.5), {"num_samples": 16}),
     "gamma": lambda: (GammaStrength(mean=0.5, cv=0.5), {}),
+    "panel": lambda: (LogNormalStrength(mean=0.5, cv=0.5), {"panel": True}),
     "priors": lambda: (LogNormalStrength(dist.LogNormal(-1.0, 1.0), dist.HalfNormal(1.0)), {}),
 }[case]()
 
@@ -116,7 +120,7 @@ def script(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["lognormal_draws", "gamma", "priors"])
+@pytest.fixture(scope="module", params=["lognormal_draws", "gamma", "panel", "priors"])
 def uninterrupted(request, script, tmp_path_factory):
     output = tmp_path_factory.mktemp(request.param) / "run"
     assert _run(script, output, request.param) == 0
