@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     :param argv: arguments without the program's name; default: the process's.
-    :returns: the exit code: 0 success, 1 failure while running, 2 a mistake in options or data, 130 interrupted.
+    :returns: the exit code: 0 success, 1 failure while running, 2 a mistake in options or data, 130 interrupted;
+        training that SIGTERM ends exits with 143.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -107,6 +107,10 @@ class MixDPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1")
+        if self.enable_jit_checkpoint:
+            raise ConfigError(
+                "enable_jit_checkpoint has no effect: SIGTERM saves a checkpoint in any case; leave it out"
+            )
         if self.attn_layout not in ATTN_LAYOUTS:
             raise ConfigError(f"attn_layout={self.attn_layout!r}: choose one of {', '.join(ATTN_LAYOUTS)}")
         if self.truncation_mode not in ("drop", "keep_end"):

@@ -23,12 +23,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from pluralpref.atomic import written_aside
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
-from pluralpref.errors import ConfigError, DataError, UnsupportedError
+from pluralpref.errors import ConfigError, DataError, InferenceError, UnsupportedError
 from pluralpref.inference.annotator_sampler import AnnotatorSampler
 from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.marginal import MonteCarlo
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.mixdpo import MixDPO
+from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.likelihood import (
     disable_dropout,
     frozen_copy,
@@ -42,6 +43,8 @@ from pluralpref.models.quantiles import quantile
 
 _GUIDE_NAME = "strength_guide.safetensors"
 _TWO_SITE_NAME = "strength.safetensors"
+#: How many offending rows a message names.
+_NAMED_ROWS = 5
 _QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
@@ -179,6 +182,8 @@ class MixDPOTrainer(Trainer):
         if self.ref_model is not None:
             self.ref_model.to(device)
         self.add_callback(_ZeroStrengthGrad(self))
+        self._termination = Termination()
+        self.add_callback(self._termination)
         self.num_pairs = len(train_dataset) if train_dataset is not None else 1
         if self.optimizer is not None:
             self._check_given_optimizer()
@@ -254,6 +259,7 @@ class MixDPOTrainer(Trainer):
         weight, preferred = inputs["weight"], inputs["preferred"]
         context = self.strength.make_context(inputs["context_columns"]) if "context_columns" in inputs else None
         names = inputs.get("annotator_names")
+        self._check_finite(margins, inputs, mode)
         loss, total = self._objective(margins, preferred, weight, names, context)
         if mode == "eval" and names is not None:
             kept = {"margins": margins.detach(), "preferred": preferred, "weight": weight, "names": names}
@@ -273,6 +279,38 @@ class MixDPOTrainer(Trainer):
         elif num_items_in_batch is not None:
             loss = loss * (total / num_items_in_batch.to(total.device))
         return (loss, {"margins": margins}) if return_outputs else loss
+
+    def _check_finite(self, margins: Tensor, inputs: Mapping[str, Any], mode: str) -> None:
+        """Transformers would count a loss that isn't a number as an average one, and go on."""
+        bad = (~torch.isfinite(margins.detach())).nonzero()[:, 0].tolist()
+        if not bad:
+            return
+        rows = inputs["row"].tolist() if "row" in inputs else list(range(len(margins)))
+        values = ", ".join(f"row {rows[i]}: {float(margins[i].detach())}" for i in bad[:_NAMED_ROWS])
+        what = "step" if mode == "train" else "evaluation after step"
+        raise InferenceError(
+            f"{what} {self.state.global_step + (mode == 'train')}: {len(bad)} of {len(margins)} margins of the batch aren't "
+            f"finite ({values}). Nothing was updated; {self._last_checkpoint()}. Look at these rows (pluralpref inspect), lower "
+            "learning_rate, or use float32"
+        )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As in transformers, just before the step; refuses to take it with a gradient that isn't finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Loss scaling in float16 meets infinite gradients on its way, and skips such steps itself.
+        if norm is not None and not self.args.fp16:
+            own = [p.grad for p in self.strength_modules.parameters() if p.grad is not None]
+            finite = bool(torch.isfinite(torch.as_tensor(norm))) and all(bool(torch.isfinite(g).all()) for g in own)
+            if not finite:
+                raise InferenceError(
+                    f"step {self.state.global_step + 1}: the gradient isn't finite (norm {float(norm)}). Nothing was updated; "
+                    f"{self._last_checkpoint()}. Lower learning_rate or strength_learning_rate, or use float32"
+                )
+        return norm
+
+    def _last_checkpoint(self) -> str:
+        last = last_complete_checkpoint(self.args.output_dir, remove=False)
+        return "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
 
     def _objective(
         self,
@@ -448,7 +486,12 @@ class MixDPOTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; ``resume_from_checkpoint=True`` goes on from the newest complete checkpoint, or from the start.
 
-        A checkpoint whose writing was cut off is removed: it can't be used, and training writes it again.
+        A checkpoint whose writing was cut off is removed: it can't be used, and training writes it again. SIGTERM ends
+        training with a checkpoint after the step in which it arrives.
+
+        :raises InferenceError: if a margin, the loss or a gradient stops being a finite number: before the step is taken, so
+            that the last checkpoint is good.
+        :raises SystemExit: with code 143 (128 + SIGTERM) after SIGTERM.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
@@ -457,13 +500,19 @@ class MixDPOTrainer(Trainer):
             _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", step)
         elif resume_from_checkpoint is None:
             _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", -1)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._termination as termination:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if termination.received:
+            raise SystemExit(EXIT_CODE)
+        return result
 
 
-def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, remove: bool = True) -> str | None:
     """The newest complete checkpoint of a run, or ``None``; incomplete ones are removed.
 
     ``trainer_state.json`` is the last file of a checkpoint to be written, so a checkpoint is complete if it parses.
+
+    :param remove: ``False`` leaves incomplete ones where they are.
     """
     complete: list[tuple[int, Path]] = []
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -471,7 +520,8 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
             state = json.loads((folder / "trainer_state.json").read_text())
             complete.append((int(state["global_step"]), folder))
         except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder)
+            if remove:
+                shutil.rmtree(folder)
     return str(max(complete)[1]) if complete else None
 
 

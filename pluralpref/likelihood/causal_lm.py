@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pluralpref.errors import UnsupportedError
+from pluralpref.errors import InferenceError, UnsupportedError
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,11 @@ def _head_is_all(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
         return False
     a, b = hidden.float(), seen[0].float()
     scale = float(b.abs().max())
+    if not math.isfinite(scale):
+        raise InferenceError(
+            f"the hidden states of {type(base_causal_lm(model)).__name__} aren't finite on its first batch: its weights hold "
+            "values that aren't numbers, or its dtype is too narrow"
+        )
     return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-5 * scale))
 
 
@@ -219,6 +225,7 @@ def logits_route(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
     and leaves the modes of all modules as they were.
 
     :raises UnsupportedError: when the model doesn't give one row of logits per token.
+    :raises InferenceError: when its hidden states aren't finite.
     """
     route = _ROUTES.get(model)
     if route is None:

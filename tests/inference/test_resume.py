@@ -61,8 +61,12 @@ strength, options = {
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == int(kill.removeprefix("step")):
+        if kill.startswith("step") and state.global_step == int(kill.removeprefix("step")):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if kill.startswith("term") and state.global_step + 1 == int(kill.removeprefix("term")):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def save_half(self, path):
@@ -75,7 +79,7 @@ def save_half(self, path):
 
 
 whole = TrainerState.save_to_json
-callbacks = [Kill()] if kill.startswith("step") else []
+callbacks = [Kill()] if kill.startswith(("step", "term")) else []
 if kill.startswith("save"):
     TrainerState.save_to_json = save_half
 args = MixDPOConfig(
@@ -98,7 +102,7 @@ def _run(script: Path, output: Path, case: str, kill: str = "never", resume: str
     done = subprocess.run(
         command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGTERM), done.stderr[-3000:]
     return done.returncode
 
 
@@ -128,11 +132,12 @@ def uninterrupted(request, script, tmp_path_factory):
 
 
 # Checkpoints are at 3, 6, 9 and 12: a kill before the first, between two, and while one is being written.
-@pytest.mark.parametrize(("kill", "left"), [("step2", None), ("step7", 6), ("save9", 6)])
+# SIGTERM in the middle of the fifth step.
+@pytest.mark.parametrize(("kill", "left"), [("step2", None), ("step7", 6), ("save9", 6), ("term5", 5)])
 def test_killed_and_resumed(uninterrupted, script, tmp_path, kill, left):
     case, reference = uninterrupted
     output = tmp_path / "run"
-    assert _run(script, output, case, kill) == -signal.SIGKILL
+    assert _run(script, output, case, kill) == (143 if kill.startswith("term") else -signal.SIGKILL)
     complete = []
     for folder in output.glob("checkpoint-*"):
         try:

@@ -1,0 +1,142 @@
+"""Numbers that stop being numbers, and requests to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from pluralpref.errors import ConfigError, InferenceError
+from pluralpref.inference import MixDPOConfig, MixDPOTrainer
+from pluralpref.inference.termination import Termination
+from pluralpref.models import LogNormalStrength
+
+
+@pytest.fixture
+def make(tiny_llama, tiny_tokenizer, short_training):
+    def build(callbacks=(), **options):
+        rows = [{"prompt": f"q{i}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(16)]
+        return MixDPOTrainer(
+            tiny_llama(0),
+            strength=LogNormalStrength(mean=0.3, cv=0.5),
+            args=MixDPOConfig(
+                **{**short_training, "save_strategy": "steps", "save_steps": 2, "max_steps": 6, **options}
+            ),
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(rows[:4]),
+            processing_class=tiny_tokenizer,
+            callbacks=list(callbacks),
+        )
+
+    return build
+
+
+class At(TrainerCallback):
+    """Do something when a step begins."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.action(model)
+
+
+def spoil_weights(model):
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+
+
+def spoil_gradient(model):
+    model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+
+def test_a_margin_that_is_no_number_stops_training_and_names_the_rows(make, tmp_path):
+    trainer = make([At(4, spoil_weights)], output_dir=str(tmp_path))
+    with pytest.raises(InferenceError, match=r"step 4: \d+ of \d+ margins .* aren't finite \(row \d+: nan") as caught:
+        trainer.train()
+    assert "checkpoint-2" in str(caught.value)
+    assert {entry.name for entry in tmp_path.glob("checkpoint-*")} == {"checkpoint-2"}
+    again = make(output_dir=str(tmp_path))
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(make, tmp_path):
+    trainer = make([At(3, spoil_gradient)], output_dir=str(tmp_path))
+    with pytest.raises(InferenceError, match=r"step 3: the gradient isn't finite \(norm nan|inf"):
+        trainer.train()
+    assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
+    assert trainer.state.global_step == 2
+
+
+def test_a_gradient_of_the_strength_counts_as_well(make):
+    def spoil(model):
+        trainer.strength.beta_cv_unconstrained.register_hook(lambda gradient: gradient * float("nan"))
+
+    trainer = make([At(2, spoil)])
+    with pytest.raises(InferenceError, match="step 2: the gradient isn't finite"):
+        trainer.train()
+    assert torch.isfinite(trainer.strength.cv)
+
+
+def test_evaluation_is_checked_too(make):
+    trainer = make()
+    trainer.evaluate()
+    spoil_weights(trainer.model)
+    with pytest.raises(InferenceError, match="evaluation after step 0: 4 of 4 margins"):
+        trainer.evaluate()
+    trainer = make()
+    spoil_weights(trainer.model)
+    with pytest.raises(InferenceError, match="hidden states of LlamaForCausalLM aren't finite on its first batch"):
+        trainer.evaluate()
+
+
+def test_sigterm_saves_and_exits(make, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make([At(3, lambda model: os.kill(os.getpid(), signal.SIGTERM))], output_dir=str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        trainer.train()
+    assert caught.value.code == 143
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
+    assert (tmp_path / "checkpoint-3" / "strength.safetensors").is_file()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_signal_is_given_back_and_a_second_one_is_not_held_up():
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda *a: calls.append(1))
+    try:
+        with Termination() as termination:
+            assert not termination.received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.received
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert calls == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_other_threads_leave_signals_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run():
+        with Termination() as termination:
+            seen.append((signal.getsignal(signal.SIGTERM), termination.received))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def test_transformers_own_switch_is_refused(short_training):
+    with pytest.raises(ConfigError, match="enable_jit_checkpoint has no effect"):
+        MixDPOConfig(**short_training, enable_jit_checkpoint=True)
