@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
 
 from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.scoring import write_scored
@@ -45,6 +46,10 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--output_dir {run} holds another run: choose another folder, or go on with --resume_from_checkpoint True"
         )
+    # Of several processes the first one writes and talks, once all have looked at the folder.
+    first = config.process_index == 0
+    if config.world_size > 1:
+        PartialState().wait_for_everyone()
     train_pairs = load_preferences(source, split=data.dataset_train_split, name=data.dataset_config)
     held_out = None
     if options.eval_dataset_name is not None:
@@ -75,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
             hh_format=data.hh_format,
             desc=f"Tokenizing {key} pairs",
         )
-        print(f"{key}: {reports[key].summary()}", flush=True)
+        if first:
+            print(f"{key}: {reports[key].summary()}", flush=True)
     trainer = MixDPOTrainer(
         model=model,
         ref_model=reference,
@@ -87,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     )
     trainer.row_reports.update({"train": reports["train"]})
     run.mkdir(parents=True, exist_ok=True)
-    if resume is None:
+    if first and resume is None:
         settings = {
             **asdict(data),
             **asdict(model_options),
@@ -96,8 +102,11 @@ def main(argv: Sequence[str]) -> int:
             **_changed(config),
         }
         (run / CONFIG_NAME).write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
-    (run / "rows.json").write_text(json.dumps({k: r.to_dict() for k, r in reports.items()}, indent=2) + "\n")
+    if first:
+        (run / "rows.json").write_text(json.dumps({k: r.to_dict() for k, r in reports.items()}, indent=2) + "\n")
     result = trainer.train(resume_from_checkpoint=resume)
+    if not first:
+        return 0
     trainer.model.save_pretrained(run / "policy")
     tokenizer.save_pretrained(run / "policy")
     trainer.save_strength(run / "strength")

@@ -55,6 +55,18 @@ class PairMetrics:
                 rows = torch.tensor([value == name for value in names], device=h.device)
                 self.add(f"group/{column}={name}/rewards/accuracies", correct[rows], weight[rows])
 
+    def state(self) -> tuple[dict[str, float], dict[str, float]]:
+        """(sums, counts)."""
+        return dict(self.sums), dict(self.counts)
+
+    def merge(self, states: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> None:
+        """Become the sum of several processes' states."""
+        self.reset()
+        for sums, counts in states:
+            for name, value in sums.items():
+                self.sums[name] += value
+                self.counts[name] += counts[name]
+
     def compute(self) -> dict[str, float]:
         """The means so far."""
         return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name] > 0}

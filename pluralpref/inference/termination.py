@@ -44,6 +44,11 @@ class Termination(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save before anything else is done."""
+        if args.world_size > 1:
+            # All processes save the same step, whichever the signal reached.
+            from accelerate.utils import gather_object
+
+            self.received = any(gather_object([self.received]))
         if self.received:
             control.should_save, control.should_training_stop = True, True
             control.should_evaluate = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyro
 import torch
+from accelerate.utils import broadcast, gather_object
 from datasets import Dataset, DatasetDict
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
@@ -26,11 +27,13 @@ from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokeni
 from pluralpref.errors import ConfigError, DataError, InferenceError, UnsupportedError
 from pluralpref.inference.annotator_sampler import AnnotatorSampler
 from pluralpref.inference.config import MixDPOConfig
+from pluralpref.inference.evaluated_pairs import EvaluatedPairs
 from pluralpref.inference.marginal import MonteCarlo
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.mixdpo import MixDPO
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.likelihood import (
+    PairLogps,
     disable_dropout,
     frozen_copy,
     log_ratio_margins,
@@ -38,6 +41,7 @@ from pluralpref.likelihood import (
     precompute_reference,
     reference_pair_logps,
 )
+from pluralpref.likelihood.reference import REFERENCE_COLUMNS
 from pluralpref.models import FixedStrength, LogNormalStrength, PreferenceModel, StrengthModel, TwoSiteModel
 from pluralpref.models.quantiles import quantile
 
@@ -90,8 +94,7 @@ class MixDPOTrainer(Trainer):
         for name in ("data_collator", "compute_loss_func", "model_init", "preprocess_logits_for_metrics"):
             if kwargs.get(name) is not None:
                 raise ConfigError(f"{name} has no effect on MixDPOTrainer: leave it out")
-        if args.world_size > 1:
-            raise UnsupportedError("training in several processes isn't supported yet: start one process")
+        _refuse_other_engines(args)
         if isinstance(model, str):
             processing_class = processing_class or AutoTokenizer.from_pretrained(model)
             model = AutoModelForCausalLM.from_pretrained(model)
@@ -158,9 +161,8 @@ class MixDPOTrainer(Trainer):
             self.ref_model = frozen_copy(model) if ref_model is None else frozen_copy(ref_model)
         if args.disable_dropout:
             disable_dropout(model)
-        self._metrics = {"train": PairMetrics(), "eval": PairMetrics()}
-        self._eval_loss = PairMetrics()
-        self._eval_panel: list[dict[str, Any]] = []
+        self._train_metrics = PairMetrics()
+        self._evaluated = EvaluatedPairs()
         super().__init__(
             model=model,
             args=args,
@@ -209,18 +211,18 @@ class MixDPOTrainer(Trainer):
     def _precompute(self) -> None:
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
 
+        rank, ranks = self.args.process_index, self.args.world_size
+
         def fill(dataset: Any) -> Any:
-            return precompute_reference(
-                self.ref_model,
-                dataset,
-                self.data_collator,
-                batch_size=size,
-                device=self.args.device,
-                autocast=self.compute_loss_context_manager,
-                progress=not self.args.disable_tqdm,
-                attn_layout=self.args.attn_layout,
-                logits_budget_bytes=self.args.logits_budget_bytes,
-            )
+            part = dataset.shard(num_shards=ranks, index=rank, contiguous=True)
+            part = self._precompute_part(part, size) if len(part) else part
+            if ranks == 1:
+                return part
+            columns = {name: gather_object(list(part[name]) if len(part) else []) for name in REFERENCE_COLUMNS}
+            for name, values in columns.items():
+                dataset = dataset.remove_columns([name] if name in dataset.column_names else [])
+                dataset = dataset.add_column(name, values)
+            return dataset
 
         if self.train_dataset is not None:
             self.train_dataset = fill(self.train_dataset)
@@ -229,6 +231,19 @@ class MixDPOTrainer(Trainer):
         elif self.eval_dataset is not None:
             self.eval_dataset = fill(self.eval_dataset)
         self.ref_model = None
+
+    def _precompute_part(self, dataset: Any, size: int) -> Any:
+        return precompute_reference(
+            self.ref_model,
+            dataset,
+            self.data_collator,
+            batch_size=size,
+            device=self.args.device,
+            autocast=self.compute_loss_context_manager,
+            progress=not self.args.disable_tqdm,
+            attn_layout=self.args.attn_layout,
+            logits_budget_bytes=self.args.logits_budget_bytes,
+        )
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; pairs that aren't tokenised yet are tokenised."""
@@ -241,8 +256,8 @@ class MixDPOTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step, and the sum of their pairs' weights."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        total = sum(float(batch["weight"].sum()) for batch in batches)
-        return batches, torch.tensor(total, dtype=torch.float64)
+        total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=_wide(device))
+        return batches, self.accelerator.reduce(total.to(device), "sum")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -261,23 +276,15 @@ class MixDPOTrainer(Trainer):
         names = inputs.get("annotator_names")
         self._check_finite(margins, inputs, mode)
         loss, total = self._objective(margins, preferred, weight, names, context)
-        if mode == "eval" and names is not None:
-            kept = {"margins": margins.detach(), "preferred": preferred, "weight": weight, "names": names}
-            self._eval_panel.append({**kept, "columns": inputs.get("context_columns", {})})
-        with torch.no_grad():
-            self._metrics[mode].update(
-                policy.detach(),
-                reference,
-                margins,
-                weight,
-                preferred,
-                self._current_law().mean.mean(),
-                inputs.get("groups", {}),
-            )
         if mode == "eval":
-            self._eval_loss.add("loss", loss.detach(), total)
-        elif num_items_in_batch is not None:
-            loss = loss * (total / num_items_in_batch.to(total.device))
+            self._evaluated.add(policy, reference, margins, inputs)
+        else:
+            self._train_metrics.update(
+                policy, reference, margins, weight, preferred, self._mean_beta(), inputs.get("groups", {})
+            )
+        if mode == "train" and num_items_in_batch is not None:
+            # Gradients are averaged over the processes, whose losses are parts of one sum.
+            loss = loss * (self.args.world_size * total / num_items_in_batch.to(total.device))
         return (loss, {"margins": margins}) if return_outputs else loss
 
     def _check_finite(self, margins: Tensor, inputs: Mapping[str, Any], mode: str) -> None:
@@ -296,6 +303,7 @@ class MixDPOTrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """As in transformers, just before the step; refuses to take it with a gradient that isn't finite."""
+        self._average_strength_gradients()
         norm = super()._get_grad_norm(model, grad_norm)
         # Loss scaling in float16 meets infinite gradients on its way, and skips such steps itself.
         if norm is not None and not self.args.fp16:
@@ -307,6 +315,20 @@ class MixDPOTrainer(Trainer):
                     f"{self._last_checkpoint()}. Lower learning_rate or strength_learning_rate, or use float32"
                 )
         return norm
+
+    def _average_strength_gradients(self) -> None:
+        """What the wrapper does for the policy's gradients."""
+        if self.args.world_size == 1:
+            return
+        for parameter in self.strength_modules.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    @torch.no_grad()
+    def _mean_beta(self) -> Tensor:
+        return self._current_law().mean.mean()
 
     def _last_checkpoint(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir, remove=False)
@@ -378,36 +400,37 @@ class MixDPOTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As in transformers, with the metrics of all pairs among the results and the generator as it was."""
-        self._metrics["eval"].reset()
-        self._eval_loss.reset()
-        self._eval_panel.clear()
+        self._evaluated.clear()
         with torch.random.fork_rng():
             torch.manual_seed(self.args.seed)
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            self._replace_by_panels()
+            values = {**self._evaluation_metrics(), **self._law_metrics()}
         assert output.metrics is not None
-        values = {**self._metrics["eval"].compute(), **self._law_metrics(), **self._eval_loss.compute()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
-        self._metrics["eval"].reset()
+        self._evaluated.clear()
         return output
 
     @torch.no_grad()
-    def _replace_by_panels(self) -> None:
-        """Put the loss of all pairs, with everything that an annotator chose together, in the place of the batches' sums."""
-        if not self._eval_panel:
-            return
-        parts = self._eval_panel
-        columns = {name: [v for part in parts for v in part["columns"][name]] for name in parts[0]["columns"]}
-        loss, total = self._objective(
-            torch.cat([part["margins"] for part in parts]),
-            torch.cat([part["preferred"] for part in parts]),
-            torch.cat([part["weight"] for part in parts]),
-            [name for part in parts for name in part["names"]],
-            self.strength.make_context(columns) if columns else None,
-        )
-        self._eval_panel.clear()
-        self._eval_loss.reset()
-        self._eval_loss.add("loss", loss, total)
+    def _evaluation_metrics(self) -> dict[str, float]:
+        """Of all evaluated pairs together, everything that an annotator chose as one where they are panels."""
+        found = self._evaluated.merge(None if self.args.world_size == 1 else gather_object)
+        pairs = {name: value.to(self.args.device) for name, value in found["tensors"].items()}
+        policy = PairLogps(pairs["policy_chosen"], pairs["policy_rejected"])
+        reference = PairLogps(pairs["reference_chosen"], pairs["reference_rejected"])
+        margins, weight, preferred = pairs["margins"], pairs["weight"], pairs["preferred"]
+        metrics = PairMetrics()
+        metrics.update(policy, reference, margins, weight, preferred, self._mean_beta(), found["groups"])
+        context = self.strength.make_context(found["context"]) if found["context"] else None
+        loss, total = self._objective(margins, preferred, weight, found["names"], context)
+        metrics.add("loss", loss, total)
+        return metrics.compute()
+
+    @torch.no_grad()
+    def _same_strength_everywhere(self) -> None:
+        """The first process's: starts of guides are drawn."""
+        if self.args.world_size > 1:
+            for tensor in self.strength_modules.state_dict().values():
+                tensor.copy_(broadcast(tensor))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -419,9 +442,11 @@ class MixDPOTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the pairs' metrics and the law of beta, and append to ``metrics.jsonl`` of the run."""
         if "loss" in logs:
-            logs = {**logs, **self._metrics["train"].compute(), **self._law_metrics()}
+            if self.args.world_size > 1:
+                self._train_metrics.merge(gather_object([self._train_metrics.state()]))
+            logs = {**logs, **self._train_metrics.compute(), **self._law_metrics()}
             logs.update(self.row_reports["train"].as_metrics() if "train" in self.row_reports else {})
-            self._metrics["train"].reset()
+            self._train_metrics.reset()
         super().log(logs, *args, **kwargs)
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / "metrics.jsonl"
@@ -494,8 +519,13 @@ class MixDPOTrainer(Trainer):
         :raises SystemExit: with code 143 (128 + SIGTERM) after SIGTERM.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
+            with self.args.main_process_first(desc="looking for the newest checkpoint"):
+                first = self.is_world_process_zero()
+                resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, remove=first)
+        self._same_strength_everywhere()
+        if not self.is_world_process_zero():
+            pass
+        elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())["global_step"]
             _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", step)
         elif resume_from_checkpoint is None:
@@ -505,6 +535,24 @@ class MixDPOTrainer(Trainer):
         if termination.received:
             raise SystemExit(EXIT_CODE)
         return result
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _refuse_other_engines(args: MixDPOConfig) -> None:
+    if args.n_gpu > 1:
+        raise UnsupportedError(
+            f"one process with {args.n_gpu} GPUs isn't supported: start one process for each, torchrun --nproc_per_node "
+            f"{args.n_gpu} (or set CUDA_VISIBLE_DEVICES to one)"
+        )
+    if args.deepspeed:
+        raise UnsupportedError(
+            "DeepSpeed isn't supported: its engine owns the optimiser, which holds the strength as well"
+        )
+    if args.fsdp:
+        raise UnsupportedError("FSDP isn't supported yet: use DDP (torchrun or accelerate launch without fsdp)")
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, remove: bool = True) -> str | None:

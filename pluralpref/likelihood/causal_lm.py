@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,6 +50,32 @@ def is_distributed_wrapper(model: nn.Module) -> bool:
     Such a wrapper prepares the reduction of gradients in its forward, so the body may not be called behind its back.
     """
     return isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "get_output_embeddings")
+
+
+def through_wrapper(wrapper: nn.Module, function: Callable[[nn.Module], Any]) -> Any:
+    """``function`` of the wrapped model, run inside of the wrapper's own forward.
+
+    The wrapper prepares and the backward pass reduces as if the model's forward had run; what runs instead may use the
+    model's parts.
+    """
+    module: Any = wrapper.module
+    own = module.__dict__.get("forward")
+
+    def restore() -> None:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+    def instead(*arguments: Any, **options: Any) -> Any:
+        restore()
+        return function(module)
+
+    module.forward = instead
+    try:
+        return wrapper()
+    finally:
+        restore()
 
 
 def base_causal_lm(model: nn.Module) -> nn.Module:

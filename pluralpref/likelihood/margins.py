@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from pluralpref.errors import ConfigError, DataError
+from pluralpref.likelihood.causal_lm import is_distributed_wrapper, through_wrapper
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.logprobs import answer_logps
 from pluralpref.likelihood.pair_layout import Layout, choose_layout
@@ -59,6 +60,9 @@ def pair_logps(
     """
     if attn_layout not in ATTN_LAYOUTS:
         raise ConfigError(f"attn_layout={attn_layout!r}: choose one of {', '.join(ATTN_LAYOUTS)}")
+    if is_distributed_wrapper(model):
+        options: Any = {"attn_layout": attn_layout, "logits_budget_bytes": logits_budget_bytes}
+        return PairLogps(*through_wrapper(model, lambda inner: pair_logps(inner, batch, **options)))
     rows = batch["input_ids"].shape[0]
     if rows % 2:
         raise DataError(f"a batch of pairs has an even number of rows, chosen rows first; got {rows}")

@@ -14,7 +14,6 @@ from pluralpref.likelihood.causal_lm import (
     evaluation_flags,
     find_body,
     find_head,
-    is_distributed_wrapper,
     logits_route,
 )
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES, answer_sums, head_logps
@@ -93,8 +92,6 @@ def require_shared(reason: str) -> None:
 def _find_reason(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, lengths: Tensor
 ) -> str:
-    if is_distributed_wrapper(model):
-        return "it is wrapped for distributed training"
     if logits_route(model, input_ids, attention_mask).kind != "head":
         return "its logits aren't its head's output on its body's"
     with torch.no_grad(), evaluation_flags(model):

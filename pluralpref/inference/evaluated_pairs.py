@@ -1,0 +1,72 @@
+"""The pairs of an evaluation, kept until all batches of all processes are through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pluralpref.likelihood import PairLogps
+
+
+class EvaluatedPairs:
+    """What is known of every evaluated pair, once.
+
+    Results that are sums over batches depend on the batches where people's choices belong together; and several processes
+    evaluate some pairs twice, to have equally many batches each.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, Any]] = []
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._parts.clear()
+
+    def add(self, policy: PairLogps, reference: PairLogps, margins: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Add a batch.
+
+        :param inputs: the collated batch: weight, preferred, and where there are such row, annotator names, groups, columns
+            of contexts.
+        """
+        columns = {
+            "policy_chosen": policy.chosen,
+            "policy_rejected": policy.rejected,
+            "reference_chosen": reference.chosen,
+            "reference_rejected": reference.rejected,
+            "margins": margins,
+            **{name: inputs[name] for name in ("weight", "preferred", "row") if name in inputs},
+        }
+        self._parts.append(
+            {
+                "tensors": {name: value.detach().cpu() for name, value in columns.items()},
+                "names": inputs.get("annotator_names"),
+                "groups": inputs.get("groups", {}),
+                "context": inputs.get("context_columns", {}),
+            }
+        )
+
+    def merge(self, gather: Any = None) -> dict[str, Any]:
+        """All pairs, each once; in the order of their rows where several processes share them.
+
+        :param gather: makes one list of the parts of all processes.
+        :returns: ``tensors`` by name (pairs,), ``names`` or ``None``, ``groups`` and ``context``, lists by column.
+        """
+        parts = self._parts if gather is None else gather(self._parts)
+        tensors = {name: torch.cat([part["tensors"][name] for part in parts]) for name in parts[0]["tensors"]}
+        lists: dict[str, dict[str, list[Any]]] = {
+            kind: {name: [v for part in parts for v in part[kind][name]] for name in parts[0][kind]}
+            for kind in ("groups", "context")
+        }
+        names = None if parts[0]["names"] is None else [name for part in parts for name in part["names"]]
+        if gather is None:
+            return {"tensors": tensors, "names": names, **lists}
+        first = {int(row): place for place, row in reversed(list(enumerate(tensors["row"].tolist())))}
+        kept = [first[row] for row in sorted(first)]
+        return {
+            "tensors": {name: value[kept] for name, value in tensors.items()},
+            "names": None if names is None else [names[i] for i in kept],
+            **{kind: {n: [v[i] for i in kept] for n, v in columns.items()} for kind, columns in lists.items()},
+        }
