@@ -33,6 +33,7 @@ from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.mixdpo import MixDPO
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.likelihood import (
+    FrozenParts,
     PairLogps,
     disable_dropout,
     frozen_copy,
@@ -40,6 +41,7 @@ from pluralpref.likelihood import (
     pair_logps,
     precompute_reference,
     reference_pair_logps,
+    trains_a_part,
 )
 from pluralpref.likelihood.reference import REFERENCE_COLUMNS
 from pluralpref.models import FixedStrength, LogNormalStrength, PreferenceModel, StrengthModel, TwoSiteModel
@@ -60,8 +62,9 @@ class MixDPOTrainer(Trainer):
     of their own in the optimiser and part of every checkpoint; evaluation changes neither them nor the generator.
 
     :param model: a causal language model, or the name or folder of one.
-    :param ref_model: the reference; ``None`` copies the policy from memory as it is handed over, unless the data set
-        has the columns ``ref_chosen_logps`` and ``ref_rejected_logps``.
+    :param ref_model: the reference; ``None`` copies the policy from memory as it is handed over (of a policy of which less
+        than half is trained, as with adapters, that part only), unless the data set has the columns ``ref_chosen_logps`` and
+        ``ref_rejected_logps``.
     :param strength: a strength model, or any Pyro function or module with the sites ``"beta"`` and ``"preferred"``
         called as ``model(margins, preferred)``. Default: ``LogNormalStrength(mean=0.1, cv=0.5)``.
     :param args: options; default ``MixDPOConfig("mixdpo_output")``.
@@ -158,7 +161,10 @@ class MixDPOTrainer(Trainer):
                 )
         else:
             # Copied before anything trains: the reference is the policy as it was handed over.
-            self.ref_model = frozen_copy(model) if ref_model is None else frozen_copy(ref_model)
+            if ref_model is not None:
+                self.ref_model = frozen_copy(ref_model)
+            else:
+                self.ref_model = FrozenParts(model) if trains_a_part(model) else frozen_copy(model)
         if args.disable_dropout:
             disable_dropout(model)
         self._train_metrics = PairMetrics()
@@ -181,7 +187,7 @@ class MixDPOTrainer(Trainer):
             [self.preference_model] + ([] if self.guide is None else [self.guide])
         )
         self.strength_modules.to(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
-        if self.ref_model is not None:
+        if isinstance(self.ref_model, torch.nn.Module):
             self.ref_model.to(device)
         self.add_callback(_ZeroStrengthGrad(self))
         self._termination = Termination()
@@ -268,8 +274,9 @@ class MixDPOTrainer(Trainer):
             "attn_layout": self.args.attn_layout,
             "logits_budget_bytes": self.args.logits_budget_bytes,
         }
-        policy = pair_logps(model, inputs, **options)
+        # First, since a reference that shares weights with the policy mustn't run between its forward and backward.
         reference = reference_pair_logps(inputs, self.ref_model, **options)
+        policy = pair_logps(model, inputs, **options)
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
         context = self.strength.make_context(inputs["context_columns"]) if "context_columns" in inputs else None

@@ -1,6 +1,7 @@
 """The neural likelihood: from a causal language model and tokens to log-probabilities and margins, in nats."""
 
 from pluralpref.likelihood.dropout import DropoutSwitch, disable_dropout, no_dropout
+from pluralpref.likelihood.frozen_parts import FrozenParts, trains_a_part
 from pluralpref.likelihood.logprobs import answer_logps
 from pluralpref.likelihood.margins import PairLogps, log_ratio_margins, pair_logps
 from pluralpref.likelihood.reference import frozen_copy, precompute_reference, reference_pair_logps
@@ -8,6 +9,7 @@ from pluralpref.likelihood.score import score_margins
 
 __all__ = [
     "DropoutSwitch",
+    "FrozenParts",
     "PairLogps",
     "answer_logps",
     "disable_dropout",
@@ -18,4 +20,5 @@ __all__ = [
     "precompute_reference",
     "reference_pair_logps",
     "score_margins",
+    "trains_a_part",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from pluralpref.errors import ConfigError, DataError
 
@@ -52,7 +51,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Any) -> torch.device:
     """The device of the model's first parameter."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device

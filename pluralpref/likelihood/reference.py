@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pluralpref.errors import ConfigError
 from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
 from pluralpref.likelihood.dropout import no_dropout
+from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import PairLogps, pair_logps
 
@@ -50,7 +51,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 def reference_pair_logps(
     batch: Mapping[str, Any],
-    reference_model: nn.Module | None = None,
+    reference_model: nn.Module | FrozenParts | None = None,
     *,
     attn_layout: str = "auto",
     logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
@@ -58,7 +59,9 @@ def reference_pair_logps(
     """Reference log-probabilities of a batch of pairs: its precomputed columns, or else the model's.
 
     :param batch: a collated batch; ``ref_chosen_logps`` and ``ref_rejected_logps`` (pairs,) are used when present.
-    :param reference_model: the reference; runs without gradients and without dropout.
+    :param reference_model: the reference; runs without gradients and without dropout. With
+        :class:`~pluralpref.likelihood.FrozenParts` nothing of the policy may be differentiated meanwhile: call this before
+        the policy's forward, or after its backward.
     :param attn_layout: see :func:`~pluralpref.likelihood.pair_logps`.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
     :returns: (pairs,) twice, in nats, without gradients.
@@ -76,12 +79,15 @@ def reference_pair_logps(
             f"no reference: give a reference model, or a data set with the columns {' and '.join(REFERENCE_COLUMNS)} "
             "(pluralpref.likelihood.precompute_reference makes them)"
         )
+    if isinstance(reference_model, FrozenParts):
+        with reference_model.active() as model:
+            return reference_pair_logps(batch, model, attn_layout=attn_layout, logits_budget_bytes=logits_budget_bytes)
     with torch.no_grad(), no_dropout(reference_model):
         return pair_logps(reference_model, batch, attn_layout=attn_layout, logits_budget_bytes=logits_budget_bytes)
 
 
 def precompute_reference(
-    model: nn.Module,
+    model: nn.Module | FrozenParts,
     dataset: Any,
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
 from pluralpref.likelihood.dropout import no_dropout
+from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import log_ratio_margins, pair_logps
 from pluralpref.likelihood.reference import reference_pair_logps
@@ -19,7 +20,7 @@ from pluralpref.likelihood.reference import reference_pair_logps
 
 def score_margins(
     policy: nn.Module,
-    reference: nn.Module | None,
+    reference: nn.Module | FrozenParts | None,
     dataset: Any,
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
