@@ -11,6 +11,7 @@ import yaml
 from accelerate import PartialState
 
 from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
+from pluralpref.cli.peft_options import PeftOptions, add_adapters
 from pluralpref.cli.scoring import write_scored
 from pluralpref.cli.strength_options import StrengthOptions, build_strength
 from pluralpref.data import load_preferences, tokenize_preferences
@@ -37,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     Writes to ``--output_dir``: ``config.yaml``, ``checkpoint-*``, ``metrics.jsonl``, ``rows.json``, ``policy/``,
     ``strength/`` and, with held-out pairs, ``margins.parquet``.
     """
-    kinds = (DataOptions, ModelOptions, TrainOptions, StrengthOptions, MixDPOConfig)
-    data, model_options, options, strength_options, config = parse("train", kinds, argv, main.__doc__ or "")
+    kinds = (DataOptions, ModelOptions, PeftOptions, TrainOptions, StrengthOptions, MixDPOConfig)
+    data, model_options, peft, options, strength_options, config = parse("train", kinds, argv, main.__doc__ or "")
     source = need(data.dataset_name, "dataset_name")
     run = Path(need(config.output_dir, "output_dir"))
     resume = _resume(config.resume_from_checkpoint)
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("eval_strategy needs held-out pairs: give --dataset_test_split or --eval_dataset_name")
     strength = build_strength(strength_options, [pairs for pairs in (train_pairs, held_out) if pairs is not None])
     tokenizer, model = load_tokenizer(model_options), load_model(model_options)
+    model = add_adapters(model, peft, config.disable_dropout)
     reference = None
     if options.ref_model_name_or_path is not None:
         reference = load_model(model_options, options.ref_model_name_or_path)
@@ -97,6 +99,7 @@ def main(argv: Sequence[str]) -> int:
         settings = {
             **asdict(data),
             **asdict(model_options),
+            **asdict(peft),
             **asdict(options),
             **asdict(strength_options),
             **_changed(config),

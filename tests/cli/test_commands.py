@@ -128,6 +128,31 @@ def test_train_with_groups_and_covariates(workplace, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_adapters(workplace, capsys):
+    peft = pytest.importorskip("peft", reason="needs the peft extra")
+    adapters = ["--use_peft", "True", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
+    assert main(train_arguments(workplace, *adapters)) == 0
+    policy = workplace / "run" / "policy"
+    assert json.loads((policy / "adapter_config.json").read_text())["r"] == 4
+    assert not (policy / "model.safetensors").exists()
+    trained = read_margins(workplace / "run" / "margins.parquet").margins
+    again = workplace / "again.parquet"
+    score = ["margins", "--policy", str(policy), "--reference", str(workplace / "model")]
+    assert main([*score, "--dataset_name", str(workplace / "held_out.jsonl"), "--output", str(again)]) == 0
+    assert (read_margins(again).margins - trained).abs().max() < 1e-4
+    assert trained.abs().max() > 1e-4
+    assert main(train_arguments(workplace, *adapters, "--resume_from_checkpoint", "True")) == 0
+    capsys.readouterr()
+    for options, message in (
+        (["--lora_r", "4"], "--lora_r has no effect without --use_peft True"),
+        ([*adapters, "--lora_dropout", "0.1"], "--lora_dropout has no effect while dropout is disabled"),
+        (["--use_peft", "True", "--lora_target_modules", "nonsense"], "--use_peft: Target modules"),
+    ):
+        assert main(train_arguments(workplace, *options, "--output_dir", str(workplace / "refused"))) == 2
+        assert message in capsys.readouterr().err
+    assert peft.__version__
+
+
 def test_a_folder_with_another_run_is_refused_and_resume_goes_on(workplace, capsys):
     assert main(train_arguments(workplace)) == 0
     assert main(train_arguments(workplace)) == 2
