@@ -37,6 +37,9 @@ class MixDPOConfig(TrainingArguments):
         0.01 moves them by about one percent a step. They follow the schedule and get no weight decay.
     :param precompute_ref_log_probs: run the reference once over all pairs before training, and free it.
     :param precompute_ref_batch_size: pairs in a batch of that pass; default: the batch size of evaluation.
+    :param precompute_ref_cache_dir: where that pass keeps its numbers, under a hash of all that changes them, so that an
+        interrupted run goes on and another one with the same reference and pairs reads them; default: ``reference`` in
+        ``output_dir``.
     :param disable_dropout: every kind of dropout off in the policy (it always is in the reference).
     :param group_columns: columns by whose values accuracies are reported apart.
     :param panel: an annotator's pairs share their strength: those in one micro-batch in training, all of them in evaluation.
@@ -77,6 +80,12 @@ class MixDPOConfig(TrainingArguments):
     precompute_ref_batch_size: int | None = field(
         default=None, metadata={"help": "Pairs in a batch of that pass (default: the evaluation batch size)."}
     )
+    precompute_ref_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder in which that pass keeps its numbers, to go on or be read (default: reference/ of the run)."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Every kind of dropout off in the policy."})
     group_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns by whose values accuracies are reported apart."}
@@ -103,6 +112,8 @@ class MixDPOConfig(TrainingArguments):
         # Columns such as the annotator aren't arguments of the policy's forward.
         self.remove_unused_columns = False
         super().__post_init__()
+        if self.precompute_ref_cache_dir is not None and not self.precompute_ref_log_probs:
+            raise ConfigError("precompute_ref_cache_dir has no effect without precompute_ref_log_probs=True")
         for name in ("max_length", "num_samples", "precompute_ref_batch_size", "logits_budget_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -247,6 +247,7 @@ class MixDPOTrainer(Trainer):
             device=self.args.device,
             autocast=self.compute_loss_context_manager,
             progress=not self.args.disable_tqdm,
+            cache_dir=self.args.precompute_ref_cache_dir or Path(self.args.output_dir) / "reference",
             attn_layout=self.args.attn_layout,
             logits_budget_bytes=self.args.logits_budget_bytes,
         )

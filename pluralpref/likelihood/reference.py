@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from pluralpref.likelihood.dropout import no_dropout
 from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import PairLogps, pair_logps
+from pluralpref.likelihood.reference_cache import ReferenceCache, reference_key
 
 #: Columns of reference log-probabilities, named as in TRL.
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -97,6 +99,7 @@ def precompute_reference(
     progress: bool = True,
     attn_layout: str = "auto",
     logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Add the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` (float64, nats) to a tokenised data set.
 
@@ -112,15 +115,25 @@ def precompute_reference(
     :param progress: show a progress bar.
     :param attn_layout: see :func:`~pluralpref.likelihood.pair_logps`.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
+    :param cache_dir: a folder in which the numbers are kept, under a hash of weights, configuration, tokens, precision,
+        layout and versions: an interrupted pass goes on, a repeated one is read. ``None`` keeps nothing.
     :returns: the data set with both columns, rows in the same order; columns of that name are replaced.
     :raises DataError: when the data set isn't tokenised.
     """
     dataset = dataset.remove_columns([name for name in REFERENCE_COLUMNS if name in dataset.column_names])
-    chosen = [0.0] * len(dataset)
-    rejected = [0.0] * len(dataset)
+    cache = None
+    if cache_dir is not None:
+        with model.active() if isinstance(model, FrozenParts) else nullcontext(model) as reference:
+            key = reference_key(reference, dataset, attn_layout, autocast)
+        cache = ReferenceCache(cache_dir, key, len(dataset))
+    chosen = [0.0] * len(dataset) if cache is None else cache.values[0].tolist()
+    rejected = [0.0] * len(dataset) if cache is None else cache.values[1].tolist()
     device = device_of(model) if device is None else device
     with tqdm(total=len(dataset), desc="Reference log-probabilities", unit="pair", disable=not progress) as bar:
         for indices, rows in batches_by_length(dataset, batch_size):
+            if cache is not None and bool(cache.known[indices].all()):
+                bar.update(len(indices))
+                continue
             with autocast():
                 logps = reference_pair_logps(
                     to_device(collator(rows), device),
@@ -130,6 +143,10 @@ def precompute_reference(
                 )
             for i, c, r in zip(indices, logps.chosen.tolist(), logps.rejected.tolist(), strict=True):
                 chosen[i], rejected[i] = c, r
+            if cache is not None:
+                cache.put(indices, logps.chosen, logps.rejected)
             bar.update(len(indices))
+    if cache is not None:
+        cache.write()
     dataset = dataset.add_column(REFERENCE_COLUMNS[0], chosen)
     return dataset.add_column(REFERENCE_COLUMNS[1], rejected)
