@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +265,16 @@ class MixDPOTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=_wide(device))
         return batches, self.accelerator.reduce(total.to(device), "sum")
+
+    @contextmanager
+    def compute_loss_context_manager(self) -> Iterator[None]:
+        """The precision in which policy and reference run.
+
+        accelerate gives it to the policy's own forward alone, which neither the reference nor the policy's parts go through:
+        one would run in 16 bits and the other in 32, and the first margins wouldn't be 0.
+        """
+        with super().compute_loss_context_manager(), self.accelerator.autocast():
+            yield
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
