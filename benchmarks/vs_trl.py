@@ -1,0 +1,266 @@
+"""A whole DPO step beside TRL's: time, memory, and the same losses.
+
+    python benchmarks/vs_trl.py --tokenizer FOLDER --pairs pairs.jsonl.gz [--model small|FOLDER] [--rounds 5]
+    python benchmarks/vs_trl.py --lengths 384 64 [--model small|FOLDER]
+
+TRL is the one that is installed; another version is compared by putting it first (``pip install --no-deps --target DIR
+trl==1.9.0`` and ``PYTHONPATH=DIR``). Both trainers get the same token ids, the same policy (the reference with its weights
+perturbed by one percent) and a strength fixed at the same beta; a step is their own ``training_step`` and AdamW with a learning
+rate of 0, so that every step's loss can be compared: the script fails where two of them differ by more than 1e-3. Steps are
+interleaved, in a fresh order on each micro-batch; the ratio is that of the summed times, its range over the rounds in brackets.
+
+Live reference is compared with live reference, and precomputed with precomputed. Peak memory (resident set, with the
+optimiser's state) is of a process of its own for each, on the micro-batch with the most tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from pluralpref.data import PreferenceCollator, load_preferences, tokenize_preferences
+from pluralpref.demo.population import build_tokenizer
+from pluralpref.inference import MixDPOConfig, MixDPOTrainer
+from pluralpref.models import FixedStrength
+
+BETA = 0.1
+SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_152, "intermediate_size": 1024}
+VARIANTS = ("TRL, live", "pluralpref, live", "TRL, precomputed", "pluralpref, precomputed")
+#: Losses of one micro-batch may differ by so much: TRL sums hundreds of float32 log-probabilities in float32.
+MOST_APART = 1e-3
+Step = Callable[[int], float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="small", help="small (a random Llama), or the folder of a model")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer of --pairs; default: the model's")
+    parser.add_argument("--pairs", help="preference pairs, as pluralpref train reads them")
+    parser.add_argument("--lengths", type=int, nargs=2, metavar=("PROMPT", "ANSWER"), help="random tokens instead")
+    parser.add_argument("--batches", type=int, default=8, help="micro-batches of a round")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--no_memory", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    if (options.pairs is None) == (options.lengths is None):
+        parser.error("give either --pairs or --lengths")
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    rows = read_rows(options)
+    if options.only:
+        steps, _ = make(options, rows, [options.only])
+        heaviest = max(range(len(rows)), key=lambda i: sum(map(tokens, rows[i])))
+        for _ in range(2):
+            steps[options.only](heaviest)
+        print(json.dumps(peak_of_this_process()))
+        return
+    report(options, rows)
+
+
+def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> None:
+    steps, total = make(options, rows, list(VARIANTS))
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    worst = 0.0
+    for round_ in range(options.rounds + 1):
+        spent = dict.fromkeys(VARIANTS, 0.0)
+        for batch in range(len(rows)):
+            losses = {}
+            for name in random.Random(1000 * round_ + batch).sample(VARIANTS, len(VARIANTS)):
+                start = time.perf_counter()
+                losses[name] = steps[name](batch)
+                spent[name] += time.perf_counter() - start
+            worst = max(worst, max(losses.values()) - min(losses.values()))
+        for name, value in spent.items():
+            if round_:  # the first warms up
+                seconds[name].append(value)
+        print(f"round {round_}: " + ", ".join(f"{name} {value:.1f} s" for name, value in spent.items()), flush=True)
+    memory = {} if options.no_memory else {name: peak(name) for name in VARIANTS}
+    every = [row for batch in rows for row in batch]
+    print(f"\n{hardware(options.threads)}")
+    print(
+        f"{total / 1e6:.1f} million parameters; {len(rows)} micro-batches of {options.batch_size} pairs; {describe(every)}\n"
+    )
+    print("| step | pairs/s | against TRL (range of rounds) | peak memory, MiB | against TRL |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in VARIANTS:
+        rate = len(every) / statistics.median(seconds[name])
+        other = f"TRL, {name.split(', ')[1]}"
+        ratios = [a / b for a, b in zip(seconds[other], seconds[name], strict=True)]
+        speed = "1" if name == other else f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})"
+        used = f"{memory[name]:,.0f} | {memory[name] / memory[other]:.2f}" if memory else "– | –"
+        print(f"| {name} | {rate:.2f} | {speed} | {used} |")
+    print(f"\nLargest difference of losses of a micro-batch: {worst:.1e}.")
+    if not worst <= MOST_APART:
+        raise SystemExit(f"the losses differ by {worst:.1e}, more than {MOST_APART}")
+
+
+def make(
+    options: argparse.Namespace, rows: list[list[dict[str, Any]]], names: list[str]
+) -> tuple[dict[str, Step], int]:
+    """(a step of each variant on a micro-batch of a given number, the number of parameters)."""
+    reference = build_model(options)
+    policy = copy.deepcopy(reference)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
+    known = [own_logps(reference, batch) for batch in rows] if any("precomputed" in name for name in names) else None
+    steps = {}
+    for name in names:
+        ours, kept = name.startswith("pluralpref"), "precomputed" in name
+        builder = pluralpref_step if ours else trl_step
+        steps[name] = builder(
+            copy.deepcopy(policy), None if kept else copy.deepcopy(reference), rows, known if kept else None
+        )
+    return steps, sum(p.numel() for p in policy.parameters())
+
+
+def pluralpref_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
+    folder = tempfile.mkdtemp()
+    args = MixDPOConfig(folder, report_to="none", use_cpu=True, disable_tqdm=True, gradient_checkpointing=False)
+    columns = {"prompt_ids": [[5]], "chosen_ids": [[6]], "rejected_ids": [[7]]}
+    if known is not None:
+        columns |= {"ref_chosen_logps": [0.0], "ref_rejected_logps": [0.0]}
+    trainer = MixDPOTrainer(
+        policy, reference, FixedStrength(BETA), args, Dataset.from_dict(columns), processing_class=build_tokenizer()
+    )
+    collator, count = PreferenceCollator(0), torch.tensor(float(len(rows[0])), dtype=torch.float64)
+    batches = [with_reference(collator(batch), None if known is None else known[i]) for i, batch in enumerate(rows)]
+    return stepper(trainer, batches, count)
+
+
+def trl_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
+    import trl
+
+    # Without a path TRL can't load a reference of its own, and it wants one even with precomputed numbers.
+    stand_in = copy.deepcopy(policy) if reference is None else reference
+    args = trl.DPOConfig(
+        tempfile.mkdtemp(), beta=BETA, report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
+        gradient_checkpointing=False, precompute_ref_log_probs=known is not None,
+    )  # fmt: skip
+    pairs = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2)
+    trainer = trl.DPOTrainer(
+        model=policy, ref_model=stand_in, args=args, train_dataset=pairs, processing_class=build_tokenizer()
+    )
+    if known is not None:
+        trainer.ref_model = None
+    batches = [
+        with_reference(trainer.data_collator(batch), None if known is None else known[i])
+        for i, batch in enumerate(rows)
+    ]
+    return stepper(trainer, batches, None)
+
+
+def with_reference(batch: dict[str, Any], logps: Any) -> dict[str, Any]:
+    if logps is not None:
+        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = logps
+    return batch
+
+
+def stepper(trainer: Any, batches: list[dict[str, Any]], count: Any) -> Step:
+    optimiser = torch.optim.AdamW(trainer.model.parameters(), lr=0.0)
+    trainer.current_gradient_accumulation_steps = 1
+
+    def step(number: int) -> float:
+        loss = trainer.training_step(trainer.model, dict(batches[number]), count)
+        optimiser.step()
+        optimiser.zero_grad()
+        return float(loss)
+
+    return step
+
+
+@torch.no_grad()
+def own_logps(model: Any, rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    from pluralpref.likelihood import pair_logps
+
+    found = pair_logps(model, PreferenceCollator(0)(rows), attn_layout="padded")
+    return found.chosen.float(), found.rejected.float()
+
+
+def build_model(options: argparse.Namespace) -> Any:
+    torch.manual_seed(0)
+    if options.model != "small":
+        return AutoModelForCausalLM.from_pretrained(options.model)
+    settings = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 4096, **SMALL}
+    return AutoModelForCausalLM.from_config(LlamaConfig(tie_word_embeddings=True, **settings))
+
+
+def read_rows(options: argparse.Namespace) -> list[list[dict[str, Any]]]:
+    """Micro-batches of token ids."""
+    count = options.batches * options.batch_size
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if options.lengths:
+        prompt, answer = options.lengths
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(length: int) -> list[int]:
+            return torch.randint(10, 40_000, (length,), generator=generator).tolist()
+
+        rows = [dict(zip(names, map(draw, (prompt, answer, answer)), strict=True)) for _ in range(count)]
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+        data, _ = tokenize_preferences(load_preferences(options.pairs), tokenizer, max_length=options.max_length)
+        order = random.Random(0).sample(range(len(data)), count)
+        rows = [{name: data[i][name] for name in names} for i in order]
+    size = options.batch_size
+    return [rows[start : start + size] for start in range(0, count, size)]
+
+
+def tokens(row: dict[str, Any]) -> int:
+    return sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    parts = []
+    for name in ("prompt", "chosen", "rejected"):
+        lengths = sorted(len(row[f"{name}_ids"]) for row in rows)
+        parts.append(f"{name} {statistics.fmean(lengths):.0f} ({lengths[0]} to {lengths[-1]})")
+    return "tokens on average (range): " + ", ".join(parts)
+
+
+def peak_of_this_process() -> float:
+    """MiB. Not getrusage, whose maximum a process inherits from the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
+def peak(name: str) -> float:
+    command = [sys.executable, *sys.argv, "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def hardware(threads: int) -> str:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = found[0] if found else model
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    return f"{model}, {os.cpu_count()} cores, {threads} threads, load {os.getloadavg()[0]:.1f}; {packages}."
+
+
+if __name__ == "__main__":
+    main()
