@@ -17,6 +17,7 @@ from accelerate.utils import broadcast, gather_object
 from datasets import Dataset, DatasetDict
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
@@ -511,7 +512,13 @@ class MixDPOTrainer(Trainer):
             save_file(_state(self.guide), folder / _GUIDE_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (SafetensorError, EOFError, KeyError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"{resume_from_checkpoint} can't be loaded into this policy: {str(error).splitlines()[0]}. It is damaged, or of "
+                "another model: resume from another checkpoint, or start again in another output_dir"
+            ) from error
         self._load_strength(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
@@ -544,7 +551,7 @@ class MixDPOTrainer(Trainer):
         if not self.is_world_process_zero():
             pass
         elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())["global_step"]
+            step = _step_of(Path(resume_from_checkpoint))
             _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", step)
         elif resume_from_checkpoint is None:
             _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", -1)
@@ -589,6 +596,18 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, remove: bool
             if remove:
                 shutil.rmtree(folder)
     return str(max(complete)[1]) if complete else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    if not checkpoint.is_dir():
+        raise ConfigError(f"resume_from_checkpoint={str(checkpoint)!r}: there is no such folder")
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{checkpoint} is no complete checkpoint: its trainer_state.json, which is written last, can't be read ({error}). "
+            "Resume from another one, or from the newest complete one with resume_from_checkpoint=True"
+        ) from error
 
 
 def _forget_steps_after(path: Path, step: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import threading
@@ -11,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from pluralpref.errors import ConfigError, InferenceError
+from pluralpref.errors import ConfigError, DataError, InferenceError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
 from pluralpref.inference.termination import Termination
 from pluralpref.models import LogNormalStrength
@@ -135,6 +137,61 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+@pytest.fixture
+def checkpoint(make, tmp_path):
+    make(output_dir=str(tmp_path / "first"), max_steps=2).train()
+    return tmp_path / "first" / "checkpoint-2"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "strength.safetensors"])
+def test_a_truncated_checkpoint_says_so(make, checkpoint, tmp_path, name):
+    path = checkpoint / name
+    path.write_bytes(path.read_bytes()[:-40])
+    trainer = make(output_dir=str(tmp_path / "second"))
+    with pytest.raises(DataError, match=r"can't be (loaded|read)"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_checkpoint_of_another_model_says_so(make, checkpoint, tmp_path, tiny_llama):
+    trainer = make(output_dir=str(tmp_path / "second"))
+    trainer.model.resize_token_embeddings(64)
+    with pytest.raises(DataError, match="is damaged, or of another model"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_what_is_no_checkpoint(make, checkpoint, tmp_path):
+    (checkpoint / "trainer_state.json").write_text("{")
+    trainer = make(output_dir=str(tmp_path / "second"))
+    with pytest.raises(DataError, match="is no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(make, tmp_path, monkeypatch):
+    """The third checkpoint breaks off in the middle; the run goes on from the second."""
+    trainer = make(output_dir=str(tmp_path))
+    save = type(trainer.strength).save_pretrained
+
+    def full(self, folder):
+        if "checkpoint-6" in str(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, folder)
+
+    monkeypatch.setattr(type(trainer.strength), "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    monkeypatch.undo()
+    assert (tmp_path / "checkpoint-6").is_dir()
+    again = make(output_dir=str(tmp_path), max_steps=8)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        steps == sorted(set(steps)) or len(steps) == len(set(steps)) + 1
+    )  # the summary of a run repeats its last step
 
 
 def test_transformers_own_switch_is_refused(short_training):
