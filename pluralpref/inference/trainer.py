@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict
-from pyro import poutine
-from pyro.infer.autoguide import AutoNormal
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from pluralpref.atomic import written_aside
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError, DataError, InferenceError, UnsupportedError
 from pluralpref.inference.annotator_sampler import AnnotatorSampler
+from pluralpref.inference.checkpoints import forget_steps_after, last_complete_checkpoint, step_of
 from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.evaluated_pairs import EvaluatedPairs
-from pluralpref.inference.marginal import MonteCarlo
 from pluralpref.inference.metrics import PairMetrics
-from pluralpref.inference.mixdpo import MixDPO
 from pluralpref.inference.termination import EXIT_CODE, Termination
+from pluralpref.inference.trained_strength import TrainedStrength
 from pluralpref.likelihood import (
     FrozenParts,
     PairLogps,
@@ -45,14 +38,10 @@ from pluralpref.likelihood import (
     trains_a_part,
 )
 from pluralpref.likelihood.reference import REFERENCE_COLUMNS
-from pluralpref.models import FixedStrength, LogNormalStrength, PreferenceModel, StrengthModel, TwoSiteModel
-from pluralpref.models.quantiles import quantile
+from pluralpref.models import LogNormalStrength, StrengthModel
 
-_GUIDE_NAME = "strength_guide.safetensors"
-_TWO_SITE_NAME = "strength.safetensors"
 #: How many offending rows a message names.
 _NAMED_ROWS = 5
-_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
 class MixDPOTrainer(Trainer):
@@ -111,29 +100,12 @@ class MixDPOTrainer(Trainer):
         if processing_class is None:
             raise ConfigError("processing_class is missing: give the policy's tokenizer")
 
-        self.strength: Any = LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength
-        self.preference_model = _as_preference_model(self.strength)
-        if isinstance(self.preference_model, TwoSiteModel):
-            self.strength = self.preference_model
-        if isinstance(self.strength, FixedStrength) and args.num_samples is not None:
-            raise ConfigError(f"num_samples={args.num_samples} has no effect on a fixed strength: leave it out")
-        self.objective = MixDPO(args.marginal, num_samples=args.num_samples)
-        if isinstance(self.objective.method, MonteCarlo):
-            self.objective.method = replace(
-                self.objective.method,
-                design=args.sampling_design,
-                shared=args.shared_draws,
-                seed=args.draws_seed,
-                bias_correction=args.bias_correction,
-            )
-        self.guide = _make_guide(self.strength)
-        if args.panel and not isinstance(self.strength, StrengthModel):
-            raise ConfigError(
-                f"panel=True needs a StrengthModel, not the Pyro function {self.preference_model.name}: what its choices "
-                "share is up to its plates"
-            )
-        if args.panel and isinstance(self.strength, FixedStrength):
-            raise ConfigError("panel=True has no effect on a fixed strength, which everybody shares: leave it out")
+        self._trained = TrainedStrength(LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength, args)
+        self.strength = self._trained.model
+        self.guide = self._trained.guide
+        self.objective = self._trained.objective
+        #: What is trained of the strength: its own parameters, and those of the guide of their priors.
+        self.strength_modules = self._trained.modules
 
         self.row_reports: dict[str, RowReport] = {}
         train_dataset = self._prepare("train", train_dataset, processing_class, args)
@@ -141,7 +113,7 @@ class MixDPOTrainer(Trainer):
             eval_dataset = {k: self._prepare(f"eval_{k}", v, processing_class, args) for k, v in eval_dataset.items()}
         else:
             eval_dataset = self._prepare("eval", eval_dataset, processing_class, args)
-        context = self.strength.context_columns if isinstance(self.strength, StrengthModel) else ()
+        context = self._trained.context_columns
         _check_columns("group_columns", args.group_columns, train_dataset, eval_dataset)
         _check_columns(type(self.strength).__name__, context, train_dataset, eval_dataset)
         _check_columns("panel=True", ("annotator",) if args.panel else (), train_dataset, eval_dataset)
@@ -184,9 +156,6 @@ class MixDPOTrainer(Trainer):
         # transformers can't see that a batch has a loss when it has no "labels".
         self.can_return_loss = True
         device = self.args.device
-        self.strength_modules = torch.nn.ModuleList(
-            [self.preference_model] + ([] if self.guide is None else [self.guide])
-        )
         self.strength_modules.to(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
         if isinstance(self.ref_model, torch.nn.Module):
             self.ref_model.to(device)
@@ -291,15 +260,15 @@ class MixDPOTrainer(Trainer):
         policy = pair_logps(model, inputs, **options)
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
-        context = self.strength.make_context(inputs["context_columns"]) if "context_columns" in inputs else None
-        names = inputs.get("annotator_names")
         self._check_finite(margins, inputs, mode)
-        loss, total = self._objective(margins, preferred, weight, names, context)
+        context = self._trained.make_context(inputs.get("context_columns"))
+        names = inputs.get("annotator_names")
+        loss, total = self._trained.loss(margins, preferred, weight, self.num_pairs, names, context)
         if mode == "eval":
             self._evaluated.add(policy, reference, margins, inputs)
         else:
             self._train_metrics.update(
-                policy, reference, margins, weight, preferred, self._mean_beta(), inputs.get("groups", {})
+                policy, reference, margins, weight, preferred, self._trained.mean(), inputs.get("groups", {})
             )
         if mode == "train" and num_items_in_batch is not None:
             # Gradients are averaged over the processes, whose losses are parts of one sum.
@@ -322,68 +291,22 @@ class MixDPOTrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """As in transformers, just before the step; refuses to take it with a gradient that isn't finite."""
-        self._average_strength_gradients()
+        if self.args.world_size > 1:
+            self._trained.average_gradients()
         norm = super()._get_grad_norm(model, grad_norm)
         # Loss scaling in float16 meets infinite gradients on its way, and skips such steps itself.
-        if norm is not None and not self.args.fp16:
-            own = [p.grad for p in self.strength_modules.parameters() if p.grad is not None]
-            finite = bool(torch.isfinite(torch.as_tensor(norm))) and all(bool(torch.isfinite(g).all()) for g in own)
-            if not finite:
-                raise InferenceError(
-                    f"step {self.state.global_step + 1}: the gradient isn't finite (norm {float(norm)}). Nothing was updated; "
-                    f"{self._last_checkpoint()}. Lower learning_rate or strength_learning_rate, or use float32"
-                )
+        if norm is None or self.args.fp16:
+            return norm
+        if not (bool(torch.isfinite(torch.as_tensor(norm))) and self._trained.gradients_are_finite()):
+            raise InferenceError(
+                f"step {self.state.global_step + 1}: the gradient isn't finite (norm {float(norm)}). Nothing was updated; "
+                f"{self._last_checkpoint()}. Lower learning_rate or strength_learning_rate, or use float32"
+            )
         return norm
-
-    def _average_strength_gradients(self) -> None:
-        """What the wrapper does for the policy's gradients."""
-        if self.args.world_size == 1:
-            return
-        for parameter in self.strength_modules.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-
-    @torch.no_grad()
-    def _mean_beta(self) -> Tensor:
-        return self._current_law().mean.mean()
 
     def _last_checkpoint(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir, remove=False)
         return "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
-
-    def _objective(
-        self,
-        margins: Tensor,
-        preferred: Tensor,
-        weight: Tensor,
-        names: Sequence[str] | None = None,
-        context: Any = None,
-    ) -> tuple[Tensor, Tensor]:
-        total = weight.sum()
-        if not total > 0:
-            return margins.sum() * 0, total
-        guide = _no_guide if self.guide is None else self.guide
-        # This batch stands for all training pairs, so that priors count as they should. The weights of a panel stand inside
-        # its expectation, those of single pairs before it.
-        more: dict[str, Any] = {} if context is None else {"context": context}
-        if names is None:
-            weight = weight * (self.num_pairs / total)
-        else:
-            code = {name: i for i, name in enumerate(dict.fromkeys(names))}
-            more["annotator"] = torch.tensor([code[name] for name in names], device=margins.device)
-            more["scale"] = float(self.num_pairs / total)
-        with pyro.settings.context(module_local_params=True), _param_store_untouched():
-            loss = self.objective.differentiable_loss(
-                self.preference_model,
-                guide,
-                margins,
-                preferred,
-                weight,
-                **more,
-            )
-        return loss / self.num_pairs, total
 
     # -- optimiser -----------------------------------------------------------------------------------------------
 
@@ -423,7 +346,7 @@ class MixDPOTrainer(Trainer):
         with torch.random.fork_rng():
             torch.manual_seed(self.args.seed)
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            values = {**self._evaluation_metrics(), **self._law_metrics()}
+            values = {**self._evaluation_metrics(), **self._trained.metrics()}
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         self._evaluated.clear()
@@ -438,18 +361,11 @@ class MixDPOTrainer(Trainer):
         reference = PairLogps(pairs["reference_chosen"], pairs["reference_rejected"])
         margins, weight, preferred = pairs["margins"], pairs["weight"], pairs["preferred"]
         metrics = PairMetrics()
-        metrics.update(policy, reference, margins, weight, preferred, self._mean_beta(), found["groups"])
-        context = self.strength.make_context(found["context"]) if found["context"] else None
-        loss, total = self._objective(margins, preferred, weight, found["names"], context)
+        metrics.update(policy, reference, margins, weight, preferred, self._trained.mean(), found["groups"])
+        context = self._trained.make_context(found["context"])
+        loss, total = self._trained.loss(margins, preferred, weight, self.num_pairs, found["names"], context)
         metrics.add("loss", loss, total)
         return metrics.compute()
-
-    @torch.no_grad()
-    def _same_strength_everywhere(self) -> None:
-        """The first process's: starts of guides are drawn."""
-        if self.args.world_size > 1:
-            for tensor in self.strength_modules.state_dict().values():
-                tensor.copy_(broadcast(tensor))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -463,7 +379,7 @@ class MixDPOTrainer(Trainer):
         if "loss" in logs:
             if self.args.world_size > 1:
                 self._train_metrics.merge(gather_object([self._train_metrics.state()]))
-            logs = {**logs, **self._train_metrics.compute(), **self._law_metrics()}
+            logs = {**logs, **self._train_metrics.compute(), **self._trained.metrics()}
             logs.update(self.row_reports["train"].as_metrics() if "train" in self.row_reports else {})
             self._train_metrics.reset()
         super().log(logs, *args, **kwargs)
@@ -472,26 +388,6 @@ class MixDPOTrainer(Trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps(self.state.log_history[-1]) + "\n")
-
-    @torch.no_grad()
-    def _law_metrics(self) -> dict[str, float]:
-        law = self._current_law()
-        result = {
-            "beta/mean": float(law.mean.mean()),
-            "beta/std": float(law.stddev.mean()),
-        }
-        result["beta/cv"] = result["beta/std"] / result["beta/mean"]
-        if not isinstance(self.strength, FixedStrength):
-            levels = quantile(law, torch.tensor(list(_QUANTILES.values()), dtype=torch.float64))
-            result.update({f"beta/{name}": float(v) for name, v in zip(_QUANTILES, levels.flatten(), strict=False)})
-        return result
-
-    @torch.no_grad()
-    def _current_law(self) -> Any:
-        if self.guide is None:
-            return self.strength.law()
-        with pyro.settings.context(module_local_params=True), _param_store_untouched():
-            return self.strength.law(parameters=self.guide.median())
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -502,14 +398,7 @@ class MixDPOTrainer(Trainer):
 
     def save_strength(self, directory: str | os.PathLike[str]) -> None:
         """Write the strength model (and the guide of its priors) beside the policy."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(self.strength, StrengthModel):
-            self.strength.save_pretrained(folder)
-        else:
-            save_file(_state(self.strength), folder / _TWO_SITE_NAME)
-        if self.guide is not None:
-            save_file(_state(self.guide), folder / _GUIDE_NAME)
+        self._trained.save(directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
@@ -519,19 +408,11 @@ class MixDPOTrainer(Trainer):
                 f"{resume_from_checkpoint} can't be loaded into this policy: {str(error).splitlines()[0]}. It is damaged, or of "
                 "another model: resume from another checkpoint, or start again in another output_dir"
             ) from error
-        self._load_strength(resume_from_checkpoint)
+        self._trained.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_strength(self.state.best_model_checkpoint)
-
-    def _load_strength(self, directory: str) -> None:
-        if isinstance(self.strength, StrengthModel):
-            self.strength.load_strength(directory)
-        else:
-            self.strength.load_state_dict(load_file(Path(directory) / _TWO_SITE_NAME))
-        if self.guide is not None:
-            self.guide.load_state_dict(load_file(Path(directory) / _GUIDE_NAME))
+        self._trained.load(self.state.best_model_checkpoint)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; ``resume_from_checkpoint=True`` goes on from the newest complete checkpoint, or from the start.
@@ -547,14 +428,15 @@ class MixDPOTrainer(Trainer):
             with self.args.main_process_first(desc="looking for the newest checkpoint"):
                 first = self.is_world_process_zero()
                 resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, remove=first)
-        self._same_strength_everywhere()
+        if self.args.world_size > 1:
+            self._trained.take_from_first_process()
         if not self.is_world_process_zero():
             pass
         elif resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            step = _step_of(Path(resume_from_checkpoint))
-            _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", step)
+            step = step_of(Path(resume_from_checkpoint))
+            forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", step)
         elif resume_from_checkpoint is None:
-            _forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", -1)
+            forget_steps_after(Path(self.args.output_dir) / "metrics.jsonl", -1)
         with self._termination as termination:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         if termination.received:
@@ -580,51 +462,6 @@ def _refuse_other_engines(args: MixDPOConfig) -> None:
         raise UnsupportedError("FSDP isn't supported yet: use DDP (torchrun or accelerate launch without fsdp)")
 
 
-def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, remove: bool = True) -> str | None:
-    """The newest complete checkpoint of a run, or ``None``; incomplete ones are removed.
-
-    ``trainer_state.json`` is the last file of a checkpoint to be written, so a checkpoint is complete if it parses.
-
-    :param remove: ``False`` leaves incomplete ones where they are.
-    """
-    complete: list[tuple[int, Path]] = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text())
-            complete.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError):
-            if remove:
-                shutil.rmtree(folder)
-    return str(max(complete)[1]) if complete else None
-
-
-def _step_of(checkpoint: Path) -> int:
-    if not checkpoint.is_dir():
-        raise ConfigError(f"resume_from_checkpoint={str(checkpoint)!r}: there is no such folder")
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{checkpoint} is no complete checkpoint: its trainer_state.json, which is written last, can't be read ({error}). "
-            "Resume from another one, or from the newest complete one with resume_from_checkpoint=True"
-        ) from error
-
-
-def _forget_steps_after(path: Path, step: int) -> None:
-    """Drop log lines of steps that will run again, so that each step stands in the file once."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line).get("step", 0) <= step:
-                kept.append(line)
-        except ValueError:  # a line cut off by a kill
-            continue
-    with written_aside(path) as partial:
-        partial.write_text("".join(line + "\n" for line in kept))
-
-
 class _ZeroStrengthGrad(TrainerCallback):
     """transformers zeroes the gradients of the policy only."""
 
@@ -638,48 +475,6 @@ class _ZeroStrengthGrad(TrainerCallback):
         self.trainer.strength_modules.zero_grad()
 
 
-def _as_preference_model(strength: Any) -> PreferenceModel | TwoSiteModel:
-    if isinstance(strength, StrengthModel):
-        return PreferenceModel(strength)
-    if isinstance(strength, TwoSiteModel):
-        return strength
-    if not callable(strength):
-        raise ConfigError(
-            f"strength={strength!r}: give a strength model such as LogNormalStrength(mean=0.1, cv=0.5), or a Pyro model "
-            "with the sites 'beta' and 'preferred'"
-        )
-    return TwoSiteModel(strength)
-
-
-def _make_guide(strength: Any) -> AutoNormal | None:
-    if not isinstance(strength, StrengthModel) or not strength.priors():
-        return None
-    with pyro.settings.context(module_local_params=True), _param_store_untouched(), torch.random.fork_rng(devices=[]):
-        guide = AutoNormal(_Globals(strength))
-        guide()
-    return guide
-
-
-class _Globals:
-    """The strength's global sites alone, whatever arguments the objective passes."""
-
-    def __init__(self, strength: StrengthModel) -> None:
-        self.strength = strength
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.strength()
-
-
-def _no_guide(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-@contextmanager
-def _param_store_untouched() -> Any:
-    with pyro.get_param_store().scope(), poutine.block():
-        yield
-
-
 def _check_columns(user: str, columns: Sequence[str], train: Any, evaluation: Any) -> None:
     for dataset in (train, *_sets(evaluation)):
         missing = [] if dataset is None else [name for name in columns if name not in dataset.column_names]
@@ -689,7 +484,3 @@ def _check_columns(user: str, columns: Sequence[str], train: Any, evaluation: An
 
 def _sets(evaluation: Any) -> list[Any]:
     return list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
-
-
-def _state(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
