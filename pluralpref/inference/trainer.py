@@ -99,6 +99,11 @@ class MixDPOTrainer(Trainer):
             )
         if processing_class is None:
             raise ConfigError("processing_class is missing: give the policy's tokenizer")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(
+                "no parameter of the policy is trained (requires_grad is False for all), so every margin would stay 0: load "
+                "adapters with is_trainable=True, or unfreeze what is to be learned"
+            )
 
         self._trained = TrainedStrength(LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength, args)
         self.strength = self._trained.model

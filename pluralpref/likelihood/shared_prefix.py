@@ -104,7 +104,7 @@ def _find_reason(
             return f"it can't read them ({type(error).__name__}: {error})"
     parameter = next(model.parameters())
     narrow = parameter.dtype.itemsize < 4 or torch.is_autocast_enabled(parameter.device.type)
-    tokens = completion_mask.sum(1)
+    tokens = completion_mask.sum(1).clamp_min(1)
     apart = max(float(((one - padded).abs() / tokens).max()) for one in found)
     if not apart <= (_LOW_PRECISION_TOLERANCE if narrow else _TOLERANCE):
         uninstall_shared_attention(model)

@@ -479,6 +479,11 @@ def test_refuses_the_policy_as_reference(make, tiny_llama):
         make(policy=policy, trainer={"ref_model": policy})
 
 
+def test_refuses_a_frozen_policy(make, tiny_llama):
+    with pytest.raises(ConfigError, match="no parameter of the policy is trained"):
+        make(policy=tiny_llama(0).requires_grad_(False))
+
+
 def test_refuses_an_unknown_group_column(make):
     with pytest.raises(DataError, match=r"no column region for group_columns: there are .*topic"):
         make(group_columns=["topic", "region"])
