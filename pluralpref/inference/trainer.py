@@ -99,7 +99,7 @@ class MixDPOTrainer(Trainer):
             )
         if processing_class is None:
             raise ConfigError("processing_class is missing: give the policy's tokenizer")
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        if train_dataset is not None and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ConfigError(
                 "no parameter of the policy is trained (requires_grad is False for all), so every margin would stay 0: load "
                 "adapters with is_trainable=True, or unfreeze what is to be learned"
