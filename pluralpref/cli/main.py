@@ -17,6 +17,7 @@ from pluralpref.errors import PluralPrefError
 COMMANDS = {
     "train": "train a policy together with its distribution of preference strength",
     "margins": "score pairs under a policy and a reference and write a table of margins",
+    "evaluate": "metrics of held-out margins under a law of preference strength",
     "posterior": "fit the distribution of preference strength to a table of margins",
     "compare": "compare families of preference strength by their predictions of left-out people and pairs",
     "report": "write the HTML report of a run",

@@ -8,6 +8,7 @@ import yaml
 from pluralpref.cli.main import COMMANDS, main
 from pluralpref.data import read_margins
 from pluralpref.errors import NumericsWarning
+from pluralpref.evaluation import held_out_metrics
 from pluralpref.models import StrengthModel
 
 
@@ -68,6 +69,24 @@ def test_train_margins_posterior_report(workplace, capsys):
     assert "skipped/tie" in html
     assert "beta_cv" in html
     assert all(f">{heading}</h2>" in html for heading in ("People", "Predictive checks"))
+    capsys.readouterr()
+    assert main(["evaluate", "--run_dir", str(run), "--output", str(run / "metrics.json")]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((run / "metrics.json").read_text())
+    expected = held_out_metrics(strength, table.margins, annotator=table.annotator, preferred=table.preferred)
+    assert found["metrics"] == pytest.approx(expected)
+    assert f"margins/macro        {expected['margins/macro']:.6g}"[:20] in shown
+    assert len(found["calibration"]["predicted"]) == len(found["calibration"]["observed"]) > 1
+    for more, message in (
+        (["--output", str(run / "metrics.json")], "metrics.json exists"),
+        (["--bins", "-1"], "--bins -1"),
+        (["--margins", str(again), "--strength", str(run / "strength")], "--run_dir has no effect"),
+        (["--group_columns", "country"], "has no column 'country'"),
+    ):
+        assert main(["evaluate", "--run_dir", str(run), *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", "--margins", str(again)]) == 2
+    assert "--strength (or --run_dir) is missing" in capsys.readouterr().err
     alone = workplace / "alone.html"
     assert main(["report", "--posterior", str(run / "posterior.nc"), "--output", str(alone)]) == 0
     assert ">People</h2>" in alone.read_text()
