@@ -118,6 +118,11 @@ class MixDPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1")
+        if self.panel and self.train_sampling_strategy != "random":
+            raise ConfigError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} has no effect with panel=True, whose batches are "
+                "filled annotator by annotator: leave one of them out"
+            )
         if self.enable_jit_checkpoint:
             raise ConfigError(
                 "enable_jit_checkpoint has no effect: SIGTERM saves a checkpoint in any case; leave it out"

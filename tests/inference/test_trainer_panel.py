@@ -203,6 +203,8 @@ def test_refusals(make):
 
     with pytest.raises(ConfigError, match="panel=True needs a StrengthModel, not the Pyro function function"):
         make(TwoSiteModel(function))
+    with pytest.raises(ConfigError, match="train_sampling_strategy='group_by_length' has no effect with panel=True"):
+        make(LogNormalStrength(), train_sampling_strategy="group_by_length")
     nameless = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "annotator": None, "row": 17}]
     with pytest.raises(DataError, match="row 17 has no annotator"):
         PreferenceCollator(0, panel=True)(nameless)
