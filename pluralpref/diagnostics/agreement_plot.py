@@ -47,7 +47,7 @@ def plot_agreement(checks: PredictiveChecks, *, prob: float = 0.9) -> Figure:
     ax.set(
         xlabel="share of an annotator's choices that agree with the margin",
         ylabel="annotators",
-        title=f"Agreement of {len(people.observed)} annotators: sd {spread['observed']:.3g}, "
+        title=f"Agreement of {len(people.observed)} annotators\nsd {spread['observed']:.3g}, "
         f"predicted {spread['low']:.3g} to {spread['high']:.3g} (95 %)",
     )
     ax.legend(frameon=False, fontsize="small")

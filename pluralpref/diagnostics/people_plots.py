@@ -41,7 +41,7 @@ def plot_people(people: ConditionalStrengths, *, prob: float = 0.9) -> Figure:
     if (low < 0).any():
         ax.axhline(0, color=COLOURS[6], linewidth=0.6)
     ax.set(xlabel="people, ordered", ylabel="preference strength β (1/nat)", title="Strength of each person")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -63,7 +63,8 @@ def plot_groups(posterior: PosteriorDraws, *, prob: float = 0.95) -> Figure:
     ax.plot(middle[order], place, "o", color=COLOURS[1], markersize=4, label="median")
     ax.set_yticks(place, [labels[i] for i in order])
     ax.set(xlabel="mean of β (1/nat)", title="Preference strength by group")
-    ax.legend(frameon=False)
+    ax.set_ylim(-0.6, len(labels) - 0.4)
+    ax.legend(frameon=False, loc="lower right", fontsize="small")
     return figure
 
 
@@ -100,5 +101,6 @@ def plot_comparison(table: Any, *, level: str = "") -> Figure:
     ax.set_yticks(place, names)
     of_what = f" of a left-out {level}" if level else ""
     ax.set(xlabel="expected log predictive density minus the best one's (nats)", title=f"Prediction{of_what}")
-    ax.legend(frameon=False)
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.legend(frameon=False, loc="upper left", fontsize="small")
     return figure

@@ -114,7 +114,8 @@ def fit_posterior(
     :param seed: any integer >= 0.
     :param progress_bar: by default, only when stderr is a terminal.
     :param num_proposals: (laplace) points that are weighted, default 4000 or the number of draws, if that is more; 1000
-        where the likelihood can't be tabulated (covariates, families that can only be drawn).
+        where the likelihood can't be tabulated (covariates, families that can only be drawn). Up to eight times as many where
+        the default leaves fewer than 500 effective draws.
     :param num_warmup: (nuts) steps in which the sampler adapts; not kept. Default 500.
     :param target_accept_prob: (nuts) default 0.8; raise it against divergent transitions.
     :param max_tree_depth: (nuts) a transition takes at most ``2**max_tree_depth - 1`` steps; default 10.

@@ -43,6 +43,8 @@ _ADAPTATIONS = 3
 _EFFICIENT = 0.3
 #: And one that has that many times the effective draws of the rounds before isn't the last.
 _IMPROVED = 1.3
+#: Fewer effective draws than these are too few to report; so many times the proposals are drawn at most to get there.
+_ENOUGH, _MOST_TIMES = 500.0, 8
 #: The same for the weights' tail: a k-hat near the limit may hide a tail that no proposal has reached.
 _GOOD_PARETO_K = 0.4
 #: A share of the proposals has a scale several times that of the mode's curvature, for tails that it doesn't know of.
@@ -282,56 +284,89 @@ class _Proposal:
 def _importance_resample(
     target: _Target, modes: list[_Mode], settings: SamplerSettings, bar: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, np.ndarray]]:
-    best: tuple[tuple[bool, float], float, Tensor, Tensor, Tensor] | None = None
     count = settings.num_samples * settings.num_chains
-    num_proposals = settings.num_proposals
-    if num_proposals is None:
-        num_proposals = _DIRECT_PROPOSALS if target.problem.costs_every_choice else max(_PROPOSALS, count)
+    size = settings.num_proposals
+    if size is None:
+        size = _DIRECT_PROPOSALS if target.problem.costs_every_choice else max(_PROPOSALS, count)
+    best: _Round | None = None
     proposal, rounds = _Proposal(modes, target.folded), 0
     for _ in range(1 + _ADAPTATIONS):
         rounds += 1
-        z = proposal.sample(num_proposals)
+        before, best = best, _better(best, _Round.draw(target, proposal, size, bar))
+        good = best.pareto_k <= _GOOD_PARETO_K
+        if good and best.effective >= _EFFICIENT * size:
+            break
+        if good and before is not None and best.effective < _IMPROVED * before.effective:
+            break
+        adapted = _from_weights(best.z, best.log_weights)
+        if adapted is None:
+            break
+        proposal = _Proposal([adapted], target.folded)
+    assert best is not None
+    # Where no proposal fits well, more of the best one's do; a number that was asked for is kept to.
+    while (
+        settings.num_proposals is None
+        and best.pareto_k <= MAX_PARETO_K
+        and best.effective < _ENOUGH
+        and len(best.z) < _MOST_TIMES * size
+    ):
+        rounds += 1
+        best = best.joined(_Round.draw(target, best.proposal, len(best.z), bar))
+    if not best.pareto_k <= MAX_PARETO_K:
+        raise InferenceError(
+            f"importance resampling can't be relied on: Pareto k-hat {best.pareto_k:.2f} is above {MAX_PARETO_K} after "
+            f"{rounds} round(s) of {size} proposals, so the posterior of {', '.join(target.shapes)} "
+            "is too far from normal for method='laplace'. Use method='nuts', or give tighter priors={...}"
+        )
+    rows = _systematic(best.log_weights.exp(), count)
+    values, _ = target.coordinates.constrain_rows(target.split(best.z[rows]))
+    facts = {
+        "pareto_k": best.pareto_k,
+        "importance_ess": best.effective,
+        "num_proposals": len(best.z),
+        "proposal_rounds": rounds,
+        "num_modes": len(modes),
+    }
+    stats = {"lp": best.value[rows].numpy()}
+    return {name: x.detach().double() for name, x in values.items()}, facts, stats
+
+
+class _Round:
+    """Draws of a proposal with their weights.
+
+    :param z: (S, d); ``value`` (S,) log-density of the target there; ``ratio`` (S,) that minus the proposal's.
+    """
+
+    def __init__(self, proposal: _Proposal, z: Tensor, value: Tensor, ratio: Tensor) -> None:
+        self.proposal, self.z, self.value, self.ratio = proposal, z, value, ratio
+        smoothed, self.pareto_k = pareto_smooth(ratio)
+        self.log_weights = torch.as_tensor(smoothed)
+        self.effective = _effective(z, self.log_weights)
+
+    @classmethod
+    def draw(cls, target: _Target, proposal: _Proposal, size: int, bar: Any) -> _Round:
+        z = proposal.sample(size)
         parts = []
         for part in z.split(500):
             parts.append(target.log_density(part))
             bar.update(len(part))
         value = torch.cat(parts)
-        smoothed, k = pareto_smooth(value - proposal.log_prob(z))
-        log_weights = torch.as_tensor(smoothed)
-        effective = _effective(z, log_weights)
-        # Weights that can be relied on come first, then many of them.
-        rank = (k <= MAX_PARETO_K, effective if k <= MAX_PARETO_K else -k)
-        before = best
-        if best is None or rank > best[0]:
-            best = (rank, k, z, log_weights, value)
-        good = best[1] <= _GOOD_PARETO_K
-        if good and best[0][1] >= _EFFICIENT * num_proposals:
-            break
-        if good and before is not None and best[0][1] < _IMPROVED * before[0][1]:
-            break
-        adapted = _from_weights(best[2], best[3])
-        if adapted is None:
-            break
-        proposal = _Proposal([adapted], target.folded)
-    assert best is not None
-    (_, effective), k, z, log_weights, value = best
-    if not k <= MAX_PARETO_K:
-        raise InferenceError(
-            f"importance resampling can't be relied on: Pareto k-hat {k:.2f} is above {MAX_PARETO_K} after "
-            f"{rounds} round(s) of {num_proposals} proposals, so the posterior of {', '.join(target.shapes)} "
-            "is too far from normal for method='laplace'. Use method='nuts', or give tighter priors={...}"
-        )
-    rows = _systematic(log_weights.exp(), count)
-    values, _ = target.coordinates.constrain_rows(target.split(z[rows]))
-    facts = {
-        "pareto_k": k,
-        "importance_ess": effective,
-        "num_proposals": num_proposals,
-        "proposal_rounds": rounds,
-        "num_modes": len(modes),
-    }
-    stats = {"lp": value[rows].numpy()}
-    return {name: x.detach().double() for name, x in values.items()}, facts, stats
+        return cls(proposal, z, value, value - proposal.log_prob(z))
+
+    def joined(self, other: _Round) -> _Round:
+        """Both, of one proposal."""
+        pairs = ((self.z, other.z), (self.value, other.value), (self.ratio, other.ratio))
+        return _Round(self.proposal, *(torch.cat(pair) for pair in pairs))
+
+
+def _better(one: _Round | None, other: _Round) -> _Round:
+    """Weights that can be relied on come first, then many of them."""
+    if one is None:
+        return other
+    ranks = [
+        (r.pareto_k <= MAX_PARETO_K, r.effective if r.pareto_k <= MAX_PARETO_K else -r.pareto_k) for r in (one, other)
+    ]
+    return other if ranks[1] > ranks[0] else one
 
 
 def _effective(z: Tensor, log_weights: Tensor) -> float:

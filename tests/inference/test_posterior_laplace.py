@@ -415,3 +415,19 @@ def test_a_hundred_thousand_single_pairs():
     low, high = posterior.interval("beta_mean", 0.999)
     assert low < 0.8 < high
     assert posterior.draws("beta_mean").std() < 0.1
+
+
+def test_more_proposals_are_drawn_where_few_of_them_count():
+    """Three groups of forty people, whose spread may be 0: a funnel that no normal law fits."""
+    margins, annotator = simulate(LogNormalStrength(mean=0.8, cv=0.8).law(), 120, 8, seed=4)
+    strength = GroupStrength(["a", "b", "c"], LogNormalStrength(mean=0.5), column="region")
+    groups = {"region": ["abc"[code % 3] for code in annotator.tolist()]}
+    options = {"annotator": annotator, "groups": groups, "method": "laplace", "num_samples": 100}
+    posterior = fit(strength, margins, **options)
+    assert posterior.attrs["num_proposals"] in (8000, 16000, 32000)
+    assert posterior.attrs["importance_ess"] > 400
+    kept = fit(strength, margins, **options, num_proposals=4000)
+    assert kept.attrs["num_proposals"] == 4000
+    assert kept.attrs["importance_ess"] < 500
+    error = kept.draws("beta_cv").std() / kept.attrs["importance_ess"] ** 0.5
+    assert abs(posterior.draws("beta_cv").mean() - kept.draws("beta_cv").mean()) < 5 * error
