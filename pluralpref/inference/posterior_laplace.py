@@ -311,7 +311,9 @@ def _importance_resample(
         and len(best.z) < _MOST_TIMES * size
     ):
         rounds += 1
-        best = best.joined(_Round.draw(target, best.proposal, len(best.z), bar))
+        before, best = best, _better(best, best.joined(_Round.draw(target, best.proposal, len(best.z), bar)))
+        if best is before:
+            break
     if not best.pareto_k <= MAX_PARETO_K:
         raise InferenceError(
             f"importance resampling can't be relied on: Pareto k-hat {best.pareto_k:.2f} is above {MAX_PARETO_K} after "
