@@ -23,6 +23,7 @@ from pluralpref.inference.annotator_sampler import AnnotatorSampler
 from pluralpref.inference.checkpoints import forget_steps_after, last_complete_checkpoint, step_of
 from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.evaluated_pairs import EvaluatedPairs
+from pluralpref.inference.marginal.safe_math import working_dtype
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.inference.trained_strength import TrainedStrength
@@ -161,7 +162,7 @@ class MixDPOTrainer(Trainer):
         # transformers can't see that a batch has a loss when it has no "labels".
         self.can_return_loss = True
         device = self.args.device
-        self.strength_modules.to(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        self.strength_modules.to(device=device, dtype=working_dtype(device))
         if isinstance(self.ref_model, torch.nn.Module):
             self.ref_model.to(device)
         self.add_callback(_ZeroStrengthGrad(self))
@@ -238,7 +239,7 @@ class MixDPOTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step, and the sum of their pairs' weights."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=_wide(device))
+        total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=working_dtype(device))
         return batches, self.accelerator.reduce(total.to(device), "sum")
 
     @contextmanager
@@ -447,10 +448,6 @@ class MixDPOTrainer(Trainer):
         if termination.received:
             raise SystemExit(EXIT_CODE)
         return result
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _refuse_other_engines(args: MixDPOConfig) -> None:
