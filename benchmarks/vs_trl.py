@@ -5,9 +5,10 @@
 
 TRL is the one that is installed; another version is compared by putting it first (``pip install --no-deps --target DIR
 trl==1.9.0`` and ``PYTHONPATH=DIR``). Both trainers get the same token ids, the same policy (the reference with its weights
-perturbed by one percent) and a strength fixed at the same beta; a step is their own ``training_step`` and AdamW with a learning
-rate of 0, so that every step's loss can be compared: the script fails where two of them differ by more than 1e-3. Steps are
-interleaved, in a fresh order on each micro-batch; the ratio is that of the summed times, its range over the rounds in brackets.
+perturbed by one percent) and a strength fixed at the same beta; a step is their own ``training_step`` and their own optimiser
+with a learning rate of 0, so that every step's loss can be compared: the script fails where two of them differ by more than
+1e-3. Prompts that are too long lose their oldest tokens, so no pair is left out for its length. Steps are interleaved, in a
+fresh order on each micro-batch; the ratio is that of the summed times, its range over the rounds in brackets.
 
 Live reference is compared with live reference, and precomputed with precomputed. Peak memory (resident set, with the
 optimiser's state) is of a process of its own for each, on the micro-batch with the most tokens.
@@ -125,20 +126,22 @@ def make(
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
+    total = sum(p.numel() for p in policy.parameters())
     known = [own_logps(reference, batch) for batch in rows] if any("precomputed" in name for name in names) else None
+    if len(names) == 1 and known is not None:
+        reference = None  # measuring memory: nothing that training wouldn't hold
     steps = {}
     for name in names:
         ours, kept = name.startswith("pluralpref"), "precomputed" in name
         builder = pluralpref_step if ours else trl_step
-        steps[name] = builder(
-            copy.deepcopy(policy), None if kept else copy.deepcopy(reference), rows, known if kept else None
-        )
-    return steps, sum(p.numel() for p in policy.parameters())
+        models = (policy, reference) if len(names) == 1 else copy.deepcopy((policy, reference))
+        steps[name] = builder(models[0], None if kept else models[1], rows, known if kept else None)
+    return steps, total
 
 
 def pluralpref_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
     folder = tempfile.mkdtemp()
-    args = MixDPOConfig(folder, report_to="none", use_cpu=True, disable_tqdm=True, gradient_checkpointing=False)
+    args = MixDPOConfig(folder, report_to="none", use_cpu=True, disable_tqdm=True, learning_rate=0.0)
     columns = {"prompt_ids": [[5]], "chosen_ids": [[6]], "rejected_ids": [[7]]}
     if known is not None:
         columns |= {"ref_chosen_logps": [0.0], "ref_rejected_logps": [0.0]}
@@ -157,7 +160,7 @@ def trl_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
     stand_in = copy.deepcopy(policy) if reference is None else reference
     args = trl.DPOConfig(
         tempfile.mkdtemp(), beta=BETA, report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
-        gradient_checkpointing=False, precompute_ref_log_probs=known is not None,
+        learning_rate=0.0, gradient_checkpointing=False, precompute_ref_log_probs=known is not None,
     )  # fmt: skip
     pairs = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2)
     trainer = trl.DPOTrainer(
@@ -179,7 +182,7 @@ def with_reference(batch: dict[str, Any], logps: Any) -> dict[str, Any]:
 
 
 def stepper(trainer: Any, batches: list[dict[str, Any]], count: Any) -> Step:
-    optimiser = torch.optim.AdamW(trainer.model.parameters(), lr=0.0)
+    optimiser = trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
 
     def step(number: int) -> float:
@@ -221,7 +224,9 @@ def read_rows(options: argparse.Namespace) -> list[list[dict[str, Any]]]:
         rows = [dict(zip(names, map(draw, (prompt, answer, answer)), strict=True)) for _ in range(count)]
     else:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
-        data, _ = tokenize_preferences(load_preferences(options.pairs), tokenizer, max_length=options.max_length)
+        data, _ = tokenize_preferences(
+            load_preferences(options.pairs), tokenizer, max_length=options.max_length, truncation_mode="keep_end"
+        )
         order = random.Random(0).sample(range(len(data)), count)
         rows = [{name: data[i][name] for name in names} for i in order]
     size = options.batch_size

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pluralpref.likelihood.linear_logps import is_plain_linear, linear_logps
 from pluralpref.likelihood.token_logps import token_logps
 
 #: Bytes of float32 logits that are kept for the backward pass; beyond it they are recomputed chunk by chunk.
@@ -37,6 +38,8 @@ def answer_sums(logps: Tensor, scored: Tensor) -> Tensor:
 
 def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, budget: int) -> Tensor:
     """Apply the head to (tokens, hidden) and pick the targets, in chunks when the logits would exceed the budget."""
+    if is_plain_linear(head, hidden):
+        return linear_logps(head, hidden, targets, budget)
 
     def chunk_logps(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
         return token_logps(head(chunk), chunk_targets)
