@@ -35,6 +35,9 @@ class ModelOptions:
     model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub name of the policy."})
     model_revision: str = field(default="main", metadata={"help": "Revision on the hub."})
     dtype: str = field(default="float32", metadata={"help": "Precision of the weights: float32, bfloat16 or float16."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Weights in four bits (QLoRA, with --use_peft); needs the quantization extra."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
 
@@ -114,7 +117,25 @@ def load_model(options: ModelOptions, name: str | None = None) -> Any:
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if options.dtype not in kinds:
         raise ConfigError(f"--dtype {options.dtype}: choose one of {', '.join(kinds)}")
-    return _load("model", AutoModelForCausalLM, options, name, dtype=kinds[options.dtype])
+    more: dict[str, Any] = {"dtype": kinds[options.dtype]}
+    if options.load_in_4bit:
+        more["quantization_config"] = _four_bits(kinds[options.dtype])
+    return _load("model", AutoModelForCausalLM, options, name, **more)
+
+
+def _four_bits(compute_dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ConfigError("--load_in_4bit needs bitsandbytes: pip install pluralpref[quantization]")
+    # NF4 and quantised constants: what the QLoRA paper (arXiv:2305.14314) trains with.
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 def load_tokenizer(options: ModelOptions, name: str | None = None) -> Any:

@@ -32,19 +32,25 @@ class PeftOptions:
 def add_adapters(model: Any, options: PeftOptions, disable_dropout: bool) -> Any:
     """The model with adapters, or as it is.
 
-    :raises ConfigError: for options without effect, targets that the model doesn't have, or without peft.
+    :raises ConfigError: for options without effect, targets that the model doesn't have, weights in four bits without adapters,
+        or without peft.
     """
     given = [option.name for option in fields(options) if getattr(options, option.name) not in (None, False)]
     if not options.use_peft:
         if given:
             raise ConfigError(f"--{given[0]} has no effect without --use_peft True")
+        if getattr(model, "is_loaded_in_4bit", False):
+            raise ConfigError("--load_in_4bit needs --use_peft True: weights in four bits can't be trained themselves")
         return model
     if options.lora_dropout and disable_dropout:
         raise ConfigError("--lora_dropout has no effect while dropout is disabled: add --disable_dropout False")
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     except ImportError:
         raise ConfigError("--use_peft needs peft: pip install pluralpref[peft]") from None
+    if getattr(model, "is_loaded_in_4bit", False):
+        # Checkpointing is the trainer's to switch on.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     targets: Any = options.lora_target_modules
     if targets == ["all-linear"]:
         targets = "all-linear"

@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import PartialState
 
+from pluralpref.cli.hub import HubUpload, refuse_idle_options
 from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.peft_options import PeftOptions, add_adapters
 from pluralpref.cli.scoring import write_scored
@@ -35,12 +37,15 @@ class TrainOptions:
 def main(argv: Sequence[str]) -> int:
     """Train, save the policy and the strength model, score the held-out pairs.
 
-    Writes to ``--output_dir``: ``config.yaml``, ``checkpoint-*``, ``metrics.jsonl``, ``rows.json``, ``policy/``,
-    ``strength/`` and, with held-out pairs, ``margins.parquet``.
+    Writes to ``--output_dir``: ``config.yaml``, ``checkpoint-*``, ``metrics.jsonl``, ``rows.json``, ``policy/``
+    (with a model card), ``strength/`` and, with held-out pairs, ``margins.parquet``.
     """
     kinds = (DataOptions, ModelOptions, PeftOptions, TrainOptions, StrengthOptions, MixDPOConfig)
     data, model_options, peft, options, strength_options, config = parse("train", kinds, argv, main.__doc__ or "")
     source = need(data.dataset_name, "dataset_name")
+    push = config.push_to_hub
+    if not push:
+        refuse_idle_options(config)
     run = Path(need(config.output_dir, "output_dir"))
     resume = _resume(config.resume_from_checkpoint)
     if (run / CONFIG_NAME).exists() and resume is None:
@@ -84,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
         )
         if first:
             print(f"{key}: {reports[key].summary()}", flush=True)
+    upload = HubUpload(config) if push and first else None
+    config.push_to_hub = False  # transformers would upload the run's folder with every checkpoint
     trainer = MixDPOTrainer(
         model=model,
         ref_model=reference,
@@ -103,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
             **asdict(options),
             **asdict(strength_options),
             **_changed(config),
+            **({"push_to_hub": True} if push else {}),
         }
         (run / CONFIG_NAME).write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
     if first:
@@ -113,6 +121,7 @@ def main(argv: Sequence[str]) -> int:
     trainer.model.save_pretrained(run / "policy")
     tokenizer.save_pretrained(run / "policy")
     trainer.save_strength(run / "strength")
+    _write_card(trainer, run / "policy")
     print(f"trained {result.global_step} steps; beta at the end of training: {trainer.strength}", flush=True)
     if held_out is not None:
         table = write_scored(
@@ -126,7 +135,18 @@ def main(argv: Sequence[str]) -> int:
             config.attn_layout,
         )
         print(f"margins of {len(table)} held-out pairs: {run / 'margins.parquet'}", flush=True)
+    if upload is not None:
+        print(f"uploaded to {upload(run / 'policy', run / 'strength')}", flush=True)
     return 0
+
+
+def _write_card(trainer: Any, policy: Path) -> None:
+    """The model card beside the policy; adapters have one already, which is added to."""
+    made, card = Path(trainer.args.output_dir) / "README.md", policy / "README.md"
+    if card.exists():
+        card.replace(made)
+    trainer.create_model_card(model_name=Path(trainer.args.output_dir).resolve().name)
+    made.replace(card)
 
 
 def _resume(value: str | None) -> str | bool | None:

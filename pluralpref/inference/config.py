@@ -46,6 +46,10 @@ class MixDPOConfig(TrainingArguments):
         Batches are filled annotator by annotator. Needs the column ``annotator``.
     :param attn_layout: ``"auto"``, ``"padded"`` or ``"shared"``, see :func:`~pluralpref.likelihood.pair_logps`: each prompt's
         tokens run once for both answers where the model allows it and it pays.
+    :param max_tokens_per_batch: a batch of ``per_device_train_batch_size`` pairs is run in as many parts as it takes for none to
+        hold more tokens, padding included; pairs of similar length come together, and with ``panel`` each annotator's pairs. The
+        step, its loss and the order of the data stay the same; memory doesn't depend on the longest pairs coming together.
+        What can't be divided is run by itself. Default: no limit.
     :param logits_budget_bytes: logits above this size are recomputed in the backward pass instead of kept.
     :raises ConfigError: for values out of range and options that contradict each other.
     """
@@ -104,6 +108,13 @@ class MixDPOConfig(TrainingArguments):
             "faster one of them where the model allows it."
         },
     )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run a batch in parts with at most so many tokens, pairs of similar length together; the step stays the "
+            "same (default: no limit)."
+        },
+    )
     logits_budget_bytes: int = field(
         default=256 * 2**20, metadata={"help": "Logits above this size are recomputed in the backward pass."}
     )
@@ -114,7 +125,14 @@ class MixDPOConfig(TrainingArguments):
         super().__post_init__()
         if self.precompute_ref_cache_dir is not None and not self.precompute_ref_log_probs:
             raise ConfigError("precompute_ref_cache_dir has no effect without precompute_ref_log_probs=True")
-        for name in ("max_length", "num_samples", "precompute_ref_batch_size", "logits_budget_bytes"):
+        sizes = (
+            "max_length",
+            "num_samples",
+            "precompute_ref_batch_size",
+            "logits_budget_bytes",
+            "max_tokens_per_batch",
+        )
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1")

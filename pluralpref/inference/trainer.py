@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.evaluated_pairs import EvaluatedPairs
 from pluralpref.inference.marginal.safe_math import working_dtype
 from pluralpref.inference.metrics import PairMetrics
+from pluralpref.inference.model_card import card_tags, strength_section
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.inference.trained_strength import TrainedStrength
 from pluralpref.likelihood import (
@@ -38,7 +39,9 @@ from pluralpref.likelihood import (
     reference_pair_logps,
     trains_a_part,
 )
+from pluralpref.likelihood.margins import shares_prompts
 from pluralpref.likelihood.reference import REFERENCE_COLUMNS
+from pluralpref.likelihood.token_budget import split_by_tokens, take_pairs
 from pluralpref.models import LogNormalStrength, StrengthModel
 
 #: How many offending rows a message names.
@@ -252,6 +255,27 @@ class MixDPOTrainer(Trainer):
         with super().compute_loss_context_manager(), self.accelerator.autocast():
             yield
 
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in transformers, in parts where ``max_tokens_per_batch`` asks for them."""
+        parts = self._parts(model, inputs)
+        loss = torch.zeros((), dtype=working_dtype(self.args.device), device=self.args.device)
+        for number, part in enumerate(parts, 1):
+            # The processes add up their gradients once, whatever the number of parts that each of them has.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                loss += super().training_step(model, part, num_items_in_batch)
+        return loss
+
+    def _parts(self, model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        budget = self.args.max_tokens_per_batch
+        if budget is None:
+            return [inputs]
+        inner, probe = self.accelerator.unwrap_model(model), self._prepare_inputs(take_pairs(inputs, [0]))
+        with self.compute_loss_context_manager():
+            shared = shares_prompts(inner, probe, self.args.attn_layout)
+        lengths = inputs["pair_lengths"].cpu()
+        parts = split_by_tokens(lengths, budget, shared=shared, together=inputs.get("annotator_names"))
+        return [inputs] if len(parts) == 1 else [take_pairs(inputs, part) for part in parts]
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -394,6 +418,19 @@ class MixDPOTrainer(Trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps(self.state.log_history[-1]) + "\n")
+
+    def create_model_card(self, *card: Any, tags: Any = None, **more: Any) -> None:
+        """As in transformers, with the trained law of beta and the last evaluation."""
+        super().create_model_card(*card, tags=card_tags(tags), **more)
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        marginal = args.marginal if args.num_samples is None else f"Monte Carlo, {args.num_samples} draws"
+        section = strength_section(
+            str(self.strength), self._trained.metrics(), marginal, args.panel, self.state.log_history
+        )
+        with (Path(args.output_dir) / "README.md").open("a", encoding="utf-8") as file:
+            file.write("\n" + section)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -71,17 +71,29 @@ def pair_logps(
     if attn_layout == "shared" and lengths is None:
         raise ConfigError("attn_layout='shared' needs a batch with pair_lengths, as PreferenceCollator makes them")
     layout: Layout = "padded"
-    if attn_layout != "padded" and lengths is not None:
-        reason = why_not_shared(model, *padded, lengths)
-        if attn_layout == "shared":
-            require_shared(reason)
-        if not reason:
-            layout = choose_layout(lengths.cpu(), shared=attn_layout == "shared")
+    if lengths is not None and shares_prompts(model, batch, attn_layout):
+        layout = choose_layout(lengths.cpu(), shared=attn_layout == "shared")
     if layout == "padded" or lengths is None:
         logps = answer_logps(model, *padded, logits_budget_bytes=logits_budget_bytes)
     else:
         logps = shared_answer_logps(model, batch["input_ids"], lengths, layout, logits_budget_bytes=logits_budget_bytes)
     return PairLogps(logps[: rows // 2], logps[rows // 2 :])
+
+
+def shares_prompts(model: nn.Module, batch: Mapping[str, Any], attn_layout: str) -> bool:
+    """Whether a model may be given rows in which both answers stand behind one prompt.
+
+    :param model: not in a distributed wrapper; it is tried on the batch if it wasn't yet on another.
+    :param batch: see :func:`pair_logps`.
+    :raises ConfigError: for ``"shared"`` with a model that can't read such rows.
+    """
+    lengths = batch.get("pair_lengths")
+    if attn_layout == "padded" or lengths is None:
+        return False
+    reason = why_not_shared(model, batch["input_ids"], batch["attention_mask"], batch["completion_mask"], lengths)
+    if attn_layout == "shared":
+        require_shared(reason)
+    return not reason
 
 
 def log_ratio_margins(policy: PairLogps, reference: PairLogps) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
 import yaml
@@ -172,6 +173,25 @@ def test_adapters(workplace, capsys):
     assert peft.__version__
 
 
+def test_adapters_on_weights_in_four_bits(workplace, capsys):
+    pytest.importorskip("bitsandbytes", reason="needs the quantization extra")
+    pytest.importorskip("peft", reason="needs the quantization extra")
+    four = ["--load_in_4bit", "True"]
+    adapters = ["--use_peft", "True", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
+    assert main(train_arguments(workplace, *four, *adapters)) == 0
+    run = workplace / "run"
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["margins"] == 0
+    trained = read_margins(run / "margins.parquet").margins
+    assert trained.abs().max() > 1e-4
+    again = workplace / "again.parquet"
+    score = ["margins", "--policy", str(run / "policy"), "--reference", str(workplace / "model"), *four]
+    assert main([*score, "--dataset_name", str(workplace / "held_out.jsonl"), "--output", str(again)]) == 0
+    assert (read_margins(again).margins - trained).abs().max() < 1e-4
+    capsys.readouterr()
+    assert main(train_arguments(workplace, *four, "--output_dir", str(workplace / "refused"))) == 2
+    assert "--load_in_4bit needs --use_peft True" in capsys.readouterr().err
+
+
 def test_a_folder_with_another_run_is_refused_and_resume_goes_on(workplace, capsys):
     assert main(train_arguments(workplace)) == 0
     assert main(train_arguments(workplace)) == 2
@@ -223,3 +243,73 @@ def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
+
+
+class FakeHub:
+    """Stands for the hub's client."""
+
+    endpoint = "https://hub.example"
+    refused = failing = False
+
+    def __init__(self, token=None):
+        FakeHub.uploads = []
+
+    def create_repo(self, name, private=None, exist_ok=False):
+        if self.refused:
+            raise OSError("no rights\nmore")
+        return types.SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_folder(self, *, repo_id, folder_path, **more):
+        if self.failing:
+            raise OSError("gone")
+        FakeHub.uploads.append((repo_id, sorted(path.name for path in folder_path.iterdir()), more.get("path_in_repo")))
+
+
+def test_push_to_hub_uploads_policy_and_strength_only(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("pluralpref.cli.hub.HfApi", FakeHub)
+    push = train_arguments(workplace, "--push_to_hub", "True", "--hub_model_id", "policy-of-ours")
+    assert main(push) == 0
+    assert "uploaded to https://hub.example/me/policy-of-ours" in capsys.readouterr().out
+    (repo, policy, _), (_, strength, inside) = FakeHub.uploads
+    assert repo == "me/policy-of-ours"
+    assert {"model.safetensors", "README.md", "tokenizer.json"} <= set(policy)
+    assert not {"metrics.jsonl", "margins.parquet", "config.yaml"} & set(policy)
+    assert (inside, "strength.safetensors" in strength or "model.safetensors" in strength) == ("strength", True)
+    assert yaml.safe_load((workplace / "run" / "config.yaml").read_text())["push_to_hub"] is True
+    card = (workplace / "run" / "policy" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert {"pluralpref", "mixdpo", "dpo"} <= set(metadata["tags"])
+    assert "LogNormalStrength(" in card.split("## Preference strength")[1]
+    assert str(workplace) not in card
+
+
+def test_a_hub_that_refuses_or_fails(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("pluralpref.cli.hub.HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "refused", True)
+    push = train_arguments(workplace, "--push_to_hub", "True")
+    assert main(push) == 2
+    assert "can't make or find 'run' on the hub (no rights)" in capsys.readouterr().err
+    assert not list((workplace / "run").glob("checkpoint-*"))  # before training
+    monkeypatch.setattr(FakeHub, "refused", False)
+    monkeypatch.setattr(FakeHub, "failing", True)
+    assert main([*push, "--output_dir", str(workplace / "second")]) != 0
+    assert "The run is complete: upload" in capsys.readouterr().err
+    assert (workplace / "second" / "margins.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hub_model_id", "x"], "--hub_model_id has no effect without --push_to_hub"),
+        (["--push_to_hub", "True", "--hub_strategy", "end"], "--hub_strategy has no effect"),
+        (["--max_tokens_per_batch", "0"], "max_tokens_per_batch=0: must be at least 1"),
+    ],
+)
+def test_options_without_effect(workplace, capsys, options, message):
+    assert main(train_arguments(workplace, *options)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_train_in_parts_by_tokens(workplace):
+    assert main(train_arguments(workplace, "--max_tokens_per_batch", "40")) == 0
+    assert yaml.safe_load((workplace / "run" / "config.yaml").read_text())["max_tokens_per_batch"] == 40

@@ -129,6 +129,8 @@ CASES = {
     "panel": {"strength": "lognormal", "panel": True, "per_device_train_batch_size": 4},
     "precomputed": {"strength": "lognormal", "precompute_ref_log_probs": True},
     "padded": {"strength": "lognormal", "attn_layout": "padded"},
+    # Four pairs a process, in as many parts as there are pairs, or as there are pairs longer than others.
+    "parts": {"strength": "lognormal", "per_device_train_batch_size": 4, "max_tokens_per_batch": 60},
 }
 
 

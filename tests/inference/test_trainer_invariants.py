@@ -7,11 +7,13 @@ import itertools
 import pytest
 import torch
 from datasets import Dataset
+from transformers import EarlyStoppingCallback, LlamaConfig, LlamaForCausalLM
 
 import pluralpref.likelihood.reference as reference_module
-from pluralpref.errors import ConfigError
+from pluralpref.data import PreferenceCollator
+from pluralpref.errors import ConfigError, DataError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
-from pluralpref.likelihood import FrozenParts
+from pluralpref.likelihood import FrozenParts, pair_logps
 from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength
 
 STRENGTHS = {"fixed": FixedStrength, "lognormal": LogNormalStrength, "gamma": GammaStrength}
@@ -31,12 +33,16 @@ def rows(count=24):
 def make(tiny_llama, tiny_tokenizer, short_training):
     def build(strength, *, policy=None, data=None, eval_data=None, trainer=None, **options):
         policy = tiny_llama(0) if policy is None else policy
+        if isinstance(eval_data, dict):
+            evaluation = {name: Dataset.from_list(one) for name, one in eval_data.items()}
+        else:
+            evaluation = None if eval_data is None else Dataset.from_list(eval_data)
         return MixDPOTrainer(
             policy,
             strength=strength,
             args=MixDPOConfig(**{**short_training, "learning_rate": 1e-4, **options}),
             train_dataset=Dataset.from_list(rows() if data is None else data),
-            eval_dataset=None if eval_data is None else Dataset.from_list(eval_data),
+            eval_dataset=evaluation,
             processing_class=tiny_tokenizer,
             **(trainer or {}),
         )
@@ -163,3 +169,92 @@ def test_very_long_beside_very_short(make, tiny_llama, tiny_tokenizer):
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@pytest.mark.parametrize("panel", [False, True])
+def test_parts_of_a_batch_change_nothing(make, tiny_llama, monkeypatch, layout, panel):
+    data = [{**row, "annotator": f"p{i % 5}"} for i, row in enumerate(rows())]
+    held = []
+
+    def run(budget):
+        trainer = make(
+            LogNormalStrength(mean=0.5, cv=0.5), policy=tiny_llama(0), data=data, panel=panel, attn_layout=layout,
+            optim="sgd", learning_rate=1e-2, per_device_train_batch_size=6, gradient_accumulation_steps=2,
+            max_tokens_per_batch=budget,
+        )  # fmt: skip
+        whole = trainer.compute_loss
+        held.clear()
+        monkeypatch.setattr(
+            trainer, "compute_loss", lambda m, part, *a, **k: held.append(part) or whole(m, part, *a, **k)
+        )
+        trainer.train()
+        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        return trainer.state.log_history, weights, [float(p.detach()) for p in trainer.strength_modules.parameters()]
+
+    history, weights, law = run(None)
+    assert len(held) == 2 * history[-1]["step"]
+    budget = 120
+    other_history, other_weights, other_law = run(budget)
+    assert len(held) > 2 * history[-1]["step"]
+    for part in held:
+        people = set(part.get("annotator_names", range(len(part["weight"]))))
+        size = (
+            part["input_ids"].numel() if layout == "padded" else len(part["weight"]) * part["pair_lengths"].sum(1).max()
+        )
+        assert size <= budget or len(people) == 1
+    for one, other in zip(history, other_history, strict=True):
+        for name in ("loss", "margins", "grad_norm", "logps/chosen", "rewards/accuracies", "beta/mean"):
+            if name in one:
+                assert other[name] == pytest.approx(one[name], rel=1e-3, abs=2e-5), name
+    torch.testing.assert_close(other_weights, weights, rtol=0, atol=3e-5)
+    assert other_law == pytest.approx(law, abs=1e-4)
+
+
+def test_evaluation_sets_by_name_and_early_stopping(make, tmp_path):
+    """A metric of one of the sets, which gets no better, ends training."""
+    trainer = make(
+        LogNormalStrength(mean=0.5, cv=0.5), eval_data={"easy": rows(8), "hard": rows(12)[8:]}, output_dir=str(tmp_path),
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True, max_steps=20,
+        metric_for_best_model="eval_hard_loss", greater_is_better=True,
+        trainer={"callbacks": [EarlyStoppingCallback(early_stopping_patience=2)]},
+    )  # fmt: skip
+    trainer.train()
+    values = {line["step"]: line["eval_hard_loss"] for line in trainer.state.log_history if "eval_hard_loss" in line}
+    assert (
+        trainer.state.global_step == max(values) == 3 < 20
+    )  # the loss falls: the first is the largest, two more don't beat it
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    for name in ("easy", "hard"):
+        for metric in ("loss", "margins", "rewards/accuracies", "runtime"):
+            assert any(f"eval_{name}_{metric}" in line for line in trainer.state.log_history), (name, metric)
+    # The strength goes back with the policy.
+    best = LogNormalStrength.from_pretrained(tmp_path / "checkpoint-1")
+    assert float(trainer.strength.mean) == pytest.approx(float(best.mean), abs=0)
+
+
+def test_an_empty_evaluation_set_is_refused(make):
+    same = [{"prompt": "a", "chosen": " b", "rejected": " b"}]
+    with pytest.raises(DataError, match=r"no usable|no row|0 of 1"):
+        make(LogNormalStrength(mean=0.5, cv=0.5), eval_data=same)
+
+
+def test_a_prompt_of_ten_thousand_tokens(tiny_tokenizer):
+    """Beside short ones, and answers of one token beside a thousand: both layouts give one number."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            max_position_embeddings=16_384,
+        )
+    )  # fmt: skip
+    ids = torch.randint(3, 250, (10_000,)).tolist()
+    pairs = [
+        {"prompt_ids": ids, "chosen_ids": ids[:1], "rejected_ids": ids[:1000]},
+        {"prompt_ids": ids[:2], "chosen_ids": ids[:1000], "rejected_ids": ids[5:6]},
+    ]
+    batch = PreferenceCollator(0)(pairs)
+    with torch.no_grad():
+        padded, shared = (pair_logps(model, batch, attn_layout=layout) for layout in ("padded", "shared"))
+    for one, other in zip(padded, shared, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=2e-3)
