@@ -10,8 +10,12 @@ with a learning rate of 0, so that every step's loss can be compared: the script
 1e-3. Prompts that are too long lose their oldest tokens, so no pair is left out for its length. Steps are interleaved, in a
 fresh order on each micro-batch; the ratio is that of the summed times, its range over the rounds in brackets.
 
-Live reference is compared with live reference, and precomputed with precomputed. Peak memory (resident set, with the
-optimiser's state) is of a process of its own for each, on the micro-batch with the most tokens.
+Live reference is compared with live reference, and precomputed with precomputed. Peak memory (resident set, on a GPU what was
+allocated there; with the optimiser's state) is of a process of its own for each, on the micro-batch with the most tokens. Useful
+operations are those of matrix products that no layout can do without: the body on every token once, the head on answers, forward
+and twice that backward; their rate is a share of a large matrix product's.
+
+On a GPU: ``--device cuda --bf16 --model 1b``, and ``--liger`` to give TRL its fused kernels.
 """
 
 from __future__ import annotations
@@ -43,16 +47,19 @@ from pluralpref.inference import MixDPOConfig, MixDPOTrainer
 from pluralpref.models import FixedStrength
 
 BETA = 0.1
-SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_152, "intermediate_size": 1024}
+MODELS: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_152, "intermediate_size": 1024},
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "vocab_size": 49_152, "intermediate_size": 8192},
+}
 VARIANTS = ("TRL, live", "pluralpref, live", "TRL, precomputed", "pluralpref, precomputed")
 #: Losses of one micro-batch may differ by so much: TRL sums hundreds of float32 log-probabilities in float32.
-MOST_APART = 1e-3
+MOST_APART = {"float32": 1e-3, "bfloat16": 0.1}
 Step = Callable[[int], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", help="small (a random Llama), or the folder of a model")
+    parser.add_argument("--model", default="small", help="small or 1b (random Llamas), or the folder of a model")
     parser.add_argument("--tokenizer", help="folder of the tokenizer of --pairs; default: the model's")
     parser.add_argument("--pairs", help="preference pairs, as pluralpref train reads them")
     parser.add_argument("--lengths", type=int, nargs=2, metavar=("PROMPT", "ANSWER"), help="random tokens instead")
@@ -61,6 +68,9 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, both sides")
+    parser.add_argument("--liger", action="store_true", help="TRL with use_liger_kernel")
     parser.add_argument("--no_memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
@@ -74,13 +84,13 @@ def main() -> None:
         heaviest = max(range(len(rows)), key=lambda i: sum(map(tokens, rows[i])))
         for _ in range(2):
             steps[options.only](heaviest)
-        print(json.dumps(peak_of_this_process()))
+        print(json.dumps(peak_of_this_process(options.device)))
         return
     report(options, rows)
 
 
 def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> None:
-    steps, total = make(options, rows, list(VARIANTS))
+    steps, sizes = make(options, rows, list(VARIANTS))
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     worst = 0.0
     for round_ in range(options.rounds + 1):
@@ -96,37 +106,44 @@ def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> Non
             if round_:  # the first warms up
                 seconds[name].append(value)
         print(f"round {round_}: " + ", ".join(f"{name} {value:.1f} s" for name, value in spent.items()), flush=True)
+    fastest = peak_rate(options)
     memory = {} if options.no_memory else {name: peak(name) for name in VARIANTS}
     every = [row for batch in rows for row in batch]
     print(f"\n{hardware(options.threads)}")
     print(
-        f"{total / 1e6:.1f} million parameters; {len(rows)} micro-batches of {options.batch_size} pairs; {describe(every)}\n"
+        f"{sum(sizes) / 1e6:.1f} million parameters; {len(rows)} micro-batches of {options.batch_size} pairs; {describe(every)}\n"
     )
-    print("| step | pairs/s | against TRL (range of rounds) | peak memory, MiB | against TRL |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| step | pairs/s | against TRL (range of rounds) | useful operations | peak memory, MiB | against TRL |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name in VARIANTS:
         rate = len(every) / statistics.median(seconds[name])
         other = f"TRL, {name.split(', ')[1]}"
         ratios = [a / b for a, b in zip(seconds[other], seconds[name], strict=True)]
         speed = "1" if name == other else f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})"
         used = f"{memory[name]:,.0f} | {memory[name] / memory[other]:.2f}" if memory else "– | –"
-        print(f"| {name} | {rate:.2f} | {speed} | {used} |")
-    print(f"\nLargest difference of losses of a micro-batch: {worst:.1e}.")
-    if not worst <= MOST_APART:
+        share = useful_operations(every, sizes, 4 if "live" in name else 3) * rate / len(every) / fastest
+        print(f"| {name} | {rate:.2f} | {speed} | {share:.0%} | {used} |")
+    print(
+        f"\nLarge matrix products: {fastest / 1e9:.0f} GFLOP/s. Largest difference of a micro-batch's losses: {worst:.1e}."
+    )
+    if not worst <= MOST_APART["bfloat16" if options.bf16 else "float32"]:
         raise SystemExit(f"the losses differ by {worst:.1e}, more than {MOST_APART}")
 
 
 def make(
     options: argparse.Namespace, rows: list[list[dict[str, Any]]], names: list[str]
-) -> tuple[dict[str, Step], int]:
-    """(a step of each variant on a micro-batch of a given number, the number of parameters)."""
+) -> tuple[dict[str, Step], tuple[int, int]]:
+    """A step of each variant on a micro-batch of a given number; the numbers of weights that the body and the head multiply."""
     reference = build_model(options)
     policy = copy.deepcopy(reference)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
-    total = sum(p.numel() for p in policy.parameters())
+    head = policy.get_output_embeddings().weight.numel()
+    # An input embedding that isn't the head's matrix is looked up, not multiplied.
+    tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
+    sizes = (sum(p.numel() for p in policy.parameters()) - head * (1 if tied else 2), head)
     known = [own_logps(reference, batch) for batch in rows] if any("precomputed" in name for name in names) else None
     if len(names) == 1 and known is not None:
         reference = None  # measuring memory: nothing that training wouldn't hold
@@ -135,13 +152,22 @@ def make(
         ours, kept = name.startswith("pluralpref"), "precomputed" in name
         builder = pluralpref_step if ours else trl_step
         models = (policy, reference) if len(names) == 1 else copy.deepcopy((policy, reference))
-        steps[name] = builder(models[0], None if kept else models[1], rows, known if kept else None)
-    return steps, total
+        steps[name] = builder(options, models[0], None if kept else models[1], rows, known if kept else None)
+    return steps, sizes
 
 
-def pluralpref_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
-    folder = tempfile.mkdtemp()
-    args = MixDPOConfig(folder, report_to="none", use_cpu=True, disable_tqdm=True, learning_rate=0.0)
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "report_to": "none",
+        "use_cpu": options.device == "cpu",
+        "disable_tqdm": True,
+        "learning_rate": 0.0,
+        "bf16": options.bf16,
+    }
+
+
+def pluralpref_step(options: argparse.Namespace, policy: Any, reference: Any, rows: Any, known: Any) -> Step:
+    args = MixDPOConfig(tempfile.mkdtemp(), **common(options))
     columns = {"prompt_ids": [[5]], "chosen_ids": [[6]], "rejected_ids": [[7]]}
     if known is not None:
         columns |= {"ref_chosen_logps": [0.0], "ref_rejected_logps": [0.0]}
@@ -153,14 +179,14 @@ def pluralpref_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
     return stepper(trainer, batches, count)
 
 
-def trl_step(policy: Any, reference: Any, rows: Any, known: Any) -> Step:
+def trl_step(options: argparse.Namespace, policy: Any, reference: Any, rows: Any, known: Any) -> Step:
     import trl
 
     # Without a path TRL can't load a reference of its own, and it wants one even with precomputed numbers.
     stand_in = copy.deepcopy(policy) if reference is None else reference
     args = trl.DPOConfig(
-        tempfile.mkdtemp(), beta=BETA, report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
-        learning_rate=0.0, gradient_checkpointing=False, precompute_ref_log_probs=known is not None,
+        tempfile.mkdtemp(), beta=BETA, gradient_checkpointing=False, precompute_ref_log_probs=known is not None,
+        use_liger_kernel=options.liger, **common(options),
     )  # fmt: skip
     pairs = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2)
     trainer = trl.DPOTrainer(
@@ -189,7 +215,7 @@ def stepper(trainer: Any, batches: list[dict[str, Any]], count: Any) -> Step:
         loss = trainer.training_step(trainer.model, dict(batches[number]), count)
         optimiser.step()
         optimiser.zero_grad()
-        return float(loss)
+        return float(loss)  # waits for a GPU
 
     return step
 
@@ -204,9 +230,11 @@ def own_logps(model: Any, rows: list[dict[str, Any]]) -> tuple[torch.Tensor, tor
 
 def build_model(options: argparse.Namespace) -> Any:
     torch.manual_seed(0)
-    if options.model != "small":
+    if options.model not in MODELS:
         return AutoModelForCausalLM.from_pretrained(options.model)
-    settings = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 4096, **SMALL}
+    sizes = MODELS[options.model]
+    heads = max(4, sizes["hidden_size"] // 64)
+    settings = {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 4096, **sizes}
     return AutoModelForCausalLM.from_config(LlamaConfig(tie_word_embeddings=True, **settings))
 
 
@@ -237,6 +265,26 @@ def tokens(row: dict[str, Any]) -> int:
     return sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
 
+def useful_operations(rows: list[dict[str, Any]], sizes: tuple[int, int], passes: int) -> float:
+    """Of matrix products with weights, for these rows; a backward pass counts as two, a reference as one."""
+    body, head = sizes
+    answers = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    return 2.0 * passes * (body * sum(map(tokens, rows)) + head * answers)
+
+
+def peak_rate(options: argparse.Namespace) -> float:
+    """Operations a second of a large matrix product: the best of ten."""
+    kind = torch.bfloat16 if options.bf16 else torch.float32
+    size = 8192 if options.device == "cuda" else 2048
+    one, other = (torch.randn(size, size, device=options.device, dtype=kind) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        float((one @ other)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 def describe(rows: list[dict[str, Any]]) -> str:
     parts = []
     for name in ("prompt", "chosen", "rejected"):
@@ -245,8 +293,10 @@ def describe(rows: list[dict[str, Any]]) -> str:
     return "tokens on average (range): " + ", ".join(parts)
 
 
-def peak_of_this_process() -> float:
+def peak_of_this_process(device: str) -> float:
     """MiB. Not getrusage, whose maximum a process inherits from the one that started it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
@@ -263,6 +313,8 @@ def hardware(threads: int) -> str:
     if info.is_file():
         found = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = found[0] if found else model
+    if torch.cuda.is_available():
+        model = f"{torch.cuda.get_device_name()}, {model}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
     return f"{model}, {os.cpu_count()} cores, {threads} threads, load {os.getloadavg()[0]:.1f}; {packages}."
 

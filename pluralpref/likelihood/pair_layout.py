@@ -44,15 +44,23 @@ def choose_layout(lengths: Tensor, *, shared: bool = False) -> Layout:
     :param lengths: (pairs, 3) lengths of prompt, chosen and rejected answer.
     :param shared: leave padded rows out of the choice.
     """
+    tokens = layout_tokens(lengths)
+    if shared:
+        del tokens["padded"]
+    return min(tokens, key=lambda layout: tokens[layout] * _COST[layout])
+
+
+def layout_tokens(lengths: Tensor) -> dict[Layout, int]:
+    """How many tokens the body of the model runs in each layout, padding included.
+
+    :param lengths: (pairs, 3) lengths of prompt, chosen and rejected answer.
+    """
     prompt, chosen, rejected = lengths.unbind(1)
-    tokens: dict[Layout, int] = {
+    return {
         "padded": 2 * len(lengths) * int((prompt + torch.maximum(chosen, rejected)).max()),
         "batched": len(lengths) * int(lengths.sum(1).max()),
         "ragged": int(lengths.sum()),
     }
-    if shared:
-        del tokens["padded"]
-    return min(tokens, key=lambda layout: tokens[layout] * _COST[layout])
 
 
 def shared_rows(input_ids: Tensor, lengths: Tensor, layout: Layout) -> SharedRows:
