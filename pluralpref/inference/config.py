@@ -10,6 +10,16 @@ from pluralpref.errors import ConfigError
 from pluralpref.inference.marginal.dispatch import DESIGNS
 from pluralpref.likelihood.margins import ATTN_LAYOUTS
 
+LOSS_TYPES = ("mixdpo", "cdpo", "robust", "ipo", "gr_dpo", "beta_dpo")
+#: The losses that options are for.
+_LOSS_OPTIONS = {
+    "label_smoothing": ("cdpo", "robust"),
+    "gr_dpo_column": ("gr_dpo",),
+    "gr_dpo_step_size": ("gr_dpo",),
+    "beta_dpo_scaling": ("beta_dpo",),
+    "beta_dpo_filtered": ("beta_dpo",),
+    "beta_dpo_momentum": ("beta_dpo",),
+}
 METHODS = ("auto", "closed_form", "quadrature", "monte_carlo")
 
 
@@ -35,6 +45,15 @@ class MixDPOConfig(TrainingArguments):
         ``"quadrature"``, ``"monte_carlo"``.
     :param strength_learning_rate: learning rate of the strength model's parameters, which are on a log scale:
         0.01 moves them by about one percent a step. They follow the schedule and get no weight decay.
+    :param loss_type: ``"mixdpo"``, or another method's loss on the same margins, to compare with; the strength is fixed then and
+        gives its beta. ``"cdpo"`` and ``"robust"``: DPO with a known share of wrong labels; ``"ipo"``; ``"gr_dpo"``: the worst
+        group; ``"beta_dpo"``: beta follows the batch. See :mod:`pluralpref.inference.pair_losses`.
+    :param label_smoothing: the share of wrong labels, for ``"cdpo"`` and ``"robust"``.
+    :param gr_dpo_column: whose values are the groups of ``"gr_dpo"``.
+    :param gr_dpo_step_size: of its groups' weights, per nat.
+    :param beta_dpo_scaling: a of ``"beta_dpo"`` (0.6).
+    :param beta_dpo_filtered: its share of pairs that are left out of a step (0.2).
+    :param beta_dpo_momentum: of its moving averages (0.9).
     :param precompute_ref_log_probs: run the reference once over all pairs before training, and free it.
     :param precompute_ref_batch_size: pairs in a batch of that pass; default: the batch size of evaluation.
     :param precompute_ref_cache_dir: where that pass keeps its numbers, under a hash of all that changes them, so that an
@@ -78,6 +97,21 @@ class MixDPOConfig(TrainingArguments):
     strength_learning_rate: float = field(
         default=1e-2, metadata={"help": "Learning rate of the strength model's parameters."}
     )
+    loss_type: str = field(
+        default="mixdpo", metadata={"help": f"{', '.join(LOSS_TYPES)}; all but the first need --strength fixed."}
+    )
+    label_smoothing: float | None = field(
+        default=None, metadata={"help": "Share of wrong labels, for --loss_type cdpo and robust."}
+    )
+    gr_dpo_column: str | None = field(default=None, metadata={"help": "The groups of --loss_type gr_dpo."})
+    gr_dpo_step_size: float | None = field(
+        default=None, metadata={"help": "Step size of its groups' weights, per nat."}
+    )
+    beta_dpo_scaling: float | None = field(default=None, metadata={"help": "a of --loss_type beta_dpo (0.6)."})
+    beta_dpo_filtered: float | None = field(
+        default=None, metadata={"help": "Its share of pairs that are left out of a step (0.2)."}
+    )
+    beta_dpo_momentum: float | None = field(default=None, metadata={"help": "Of its moving averages (0.9)."})
     precompute_ref_log_probs: bool = field(
         default=False, metadata={"help": "Run the reference once before training, and free it."}
     )
@@ -168,6 +202,15 @@ class MixDPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value != default and self.num_samples is None and self.marginal != "monte_carlo":
                 raise ConfigError(f"{name}={value!r} has no effect without num_samples")
+        if self.loss_type not in LOSS_TYPES:
+            raise ConfigError(f"loss_type={self.loss_type!r}: choose one of {', '.join(LOSS_TYPES)}")
+        for name, losses in _LOSS_OPTIONS.items():
+            if getattr(self, name) is not None and self.loss_type not in losses:
+                raise ConfigError(
+                    f"{name} has no effect with loss_type={self.loss_type!r}: it is for {' and '.join(losses)}"
+                )
+        if self.loss_type == "gr_dpo" and self.gr_dpo_column is None:
+            raise ConfigError("loss_type='gr_dpo' needs gr_dpo_column, whose values are the groups")
         if self.strength_learning_rate < 0:
             raise ConfigError(f"strength_learning_rate={self.strength_learning_rate}: must not be negative")
         if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:

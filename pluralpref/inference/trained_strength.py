@@ -21,10 +21,12 @@ from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.marginal import MonteCarlo
 from pluralpref.inference.mixdpo import MixDPO
+from pluralpref.inference.pair_losses import PairLoss
 from pluralpref.models import FixedStrength, PreferenceModel, StrengthModel, TwoSiteModel
 from pluralpref.models.quantiles import quantile
 
 _GUIDE_NAME = "strength_guide.safetensors"
+_LOSS_NAME = "pair_loss.safetensors"
 _TWO_SITE_NAME = "strength.safetensors"
 _QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
@@ -61,6 +63,8 @@ class TrainedStrength:
             )
         self.guide = _make_guide(self.model)
         self.modules = torch.nn.ModuleList([self.preference_model] + ([] if self.guide is None else [self.guide]))
+        #: Another method's loss in the place of the objective.
+        self.pair_loss: PairLoss | None = None
 
     @property
     def context_columns(self) -> tuple[str, ...]:
@@ -70,6 +74,12 @@ class TrainedStrength:
     def make_context(self, columns: Any) -> Any:
         """What the law gets of these columns; ``None`` where there are none."""
         return self.model.make_context(columns) if columns else None
+
+    def take_pair_loss(self, loss: PairLoss | None) -> None:
+        """Train with another method's loss, whose state is kept as the strength's is."""
+        self.pair_loss = loss
+        if loss is not None:
+            self.modules.append(loss)
 
     # -- objective -----------------------------------------------------------------------------------------------
 
@@ -81,6 +91,8 @@ class TrainedStrength:
         num_pairs: int,
         names: Sequence[str] | None = None,
         context: Any = None,
+        loss_weight: Tensor | None = None,
+        groups: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(nats a pair, with what priors add spread over all pairs; the sum of the weights).
 
@@ -88,10 +100,16 @@ class TrainedStrength:
         :param num_pairs: of the whole training set, for which this batch stands.
         :param names: who chose, where choices of one person share a strength.
         :param context: of :meth:`make_context`.
+        :param loss_weight: how much each pair counts in this step, of a loss that looks ahead; by default as in evaluation.
+        :param groups: of each pair, likewise.
         """
         total = weight.sum()
         if not total > 0:
             return margins.sum() * 0, total
+        if self.pair_loss is not None:
+            if loss_weight is None:
+                loss_weight = self.pair_loss.eval_weight(margins.detach(), preferred, weight, groups)
+            return (weight * loss_weight * self.pair_loss(margins, preferred)).sum() / total, total
         # Priors count as they do beside all pairs. The weights of a panel stand inside its expectation, those of single
         # pairs before it.
         more: dict[str, Any] = {} if context is None else {"context": context}
@@ -145,6 +163,8 @@ class TrainedStrength:
         law = self.law()
         result = {"beta/mean": float(law.mean.mean()), "beta/std": float(law.stddev.mean())}
         result["beta/cv"] = result["beta/std"] / result["beta/mean"]
+        if self.pair_loss is not None:
+            result |= self.pair_loss.metrics()
         if not isinstance(self.model, FixedStrength):
             levels = quantile(law, torch.tensor(list(_QUANTILES.values()), dtype=torch.float64))
             result.update({f"beta/{name}": float(v) for name, v in zip(_QUANTILES, levels.flatten(), strict=False)})
@@ -162,6 +182,8 @@ class TrainedStrength:
             save_file(_state(self.model), folder / _TWO_SITE_NAME)
         if self.guide is not None:
             save_file(_state(self.guide), folder / _GUIDE_NAME)
+        if self.pair_loss is not None and self.pair_loss.state_dict():
+            save_file(_state(self.pair_loss), folder / _LOSS_NAME)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote.
@@ -174,6 +196,8 @@ class TrainedStrength:
             self.model.load_state_dict(load_file(Path(directory) / _TWO_SITE_NAME))
         if self.guide is not None:
             self.guide.load_state_dict(load_file(Path(directory) / _GUIDE_NAME))
+        if self.pair_loss is not None and self.pair_loss.state_dict():
+            self.pair_loss.load_state_dict(load_file(Path(directory) / _LOSS_NAME))
 
 
 def _as_preference_model(strength: Any) -> PreferenceModel | TwoSiteModel:

@@ -26,6 +26,8 @@ from pluralpref.inference.evaluated_pairs import EvaluatedPairs
 from pluralpref.inference.marginal.safe_math import working_dtype
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.model_card import card_tags, strength_section
+from pluralpref.inference.pair_losses import make_pair_loss
+from pluralpref.inference.step_ahead import weigh_pairs
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.inference.trained_strength import TrainedStrength
 from pluralpref.likelihood import (
@@ -39,6 +41,7 @@ from pluralpref.likelihood import (
     reference_pair_logps,
     trains_a_part,
 )
+from pluralpref.likelihood.causal_lm import evaluation_flags
 from pluralpref.likelihood.margins import shares_prompts
 from pluralpref.likelihood.reference import REFERENCE_COLUMNS
 from pluralpref.likelihood.token_budget import split_by_tokens, take_pairs
@@ -123,15 +126,21 @@ class MixDPOTrainer(Trainer):
         else:
             eval_dataset = self._prepare("eval", eval_dataset, processing_class, args)
         context = self._trained.context_columns
+        loss_column = [] if args.gr_dpo_column is None else [args.gr_dpo_column]
+        group_columns = list(dict.fromkeys([*args.group_columns, *loss_column]))
         _check_columns("group_columns", args.group_columns, train_dataset, eval_dataset)
+        _check_columns("gr_dpo_column", loss_column, train_dataset, eval_dataset)
         _check_columns(type(self.strength).__name__, context, train_dataset, eval_dataset)
         _check_columns("panel=True", ("annotator",) if args.panel else (), train_dataset, eval_dataset)
         collator = PreferenceCollator(
             padding_token(processing_class),
-            group_columns=args.group_columns,
+            group_columns=group_columns,
             context_columns=context,
             panel=args.panel,
         )
+
+        groups = [] if args.gr_dpo_column is None or train_dataset is None else train_dataset[args.gr_dpo_column]
+        self._trained.take_pair_loss(make_pair_loss(args, self.strength, [str(name) for name in groups]))
 
         self.ref_model: Any = None
         sets = [d for d in (train_dataset, *_sets(eval_dataset)) if d is not None]
@@ -242,8 +251,34 @@ class MixDPOTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step, and the sum of their pairs' weights."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        loss = self._trained.pair_loss
+        if loss is not None and loss.looks_ahead and batches:
+            column = self.args.gr_dpo_column if loss.needs_groups else None
+            gather = None if self.args.world_size == 1 else gather_object
+            weigh_pairs(loss, batches, self._margins_before_step, column, gather, self.args.process_index)
         total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=working_dtype(device))
         return batches, self.accelerator.reduce(total.to(device), "sum")
+
+    @torch.no_grad()
+    def _margins_before_step(self, batch: dict[str, Any]) -> Tensor:
+        margins = torch.empty(len(batch["weight"]), dtype=torch.float64)
+        with self.compute_loss_context_manager(), evaluation_flags(self.model):
+            for part, pairs in self._parts(self.model, batch):
+                inputs = self._prepare_inputs(part)
+                policy, reference = self._pair_logps(self.model, inputs)
+                found = log_ratio_margins(policy, reference)
+                self._check_finite(found, inputs, "train")
+                margins[pairs] = found.to(margins)
+        return margins
+
+    def _pair_logps(self, model: Any, inputs: dict[str, Any]) -> tuple[PairLogps, PairLogps]:
+        options: Any = {
+            "attn_layout": self.args.attn_layout,
+            "logits_budget_bytes": self.args.logits_budget_bytes,
+        }
+        # First, since a reference that shares weights with the policy mustn't run between its forward and backward.
+        reference = reference_pair_logps(inputs, self.ref_model, **options)
+        return pair_logps(model, inputs, **options), reference
 
     @contextmanager
     def compute_loss_context_manager(self) -> Iterator[None]:
@@ -259,41 +294,40 @@ class MixDPOTrainer(Trainer):
         """As in transformers, in parts where ``max_tokens_per_batch`` asks for them."""
         parts = self._parts(model, inputs)
         loss = torch.zeros((), dtype=working_dtype(self.args.device), device=self.args.device)
-        for number, part in enumerate(parts, 1):
+        for number, (part, _) in enumerate(parts, 1):
             # The processes add up their gradients once, whatever the number of parts that each of them has.
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                 loss += super().training_step(model, part, num_items_in_batch)
         return loss
 
-    def _parts(self, model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    def _parts(self, model: Any, inputs: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
+        """Batches that fit, and which pairs each of them holds."""
         budget = self.args.max_tokens_per_batch
+        whole = [(inputs, list(range(len(inputs["weight"]))))]
         if budget is None:
-            return [inputs]
+            return whole
         inner, probe = self.accelerator.unwrap_model(model), self._prepare_inputs(take_pairs(inputs, [0]))
         with self.compute_loss_context_manager():
             shared = shares_prompts(inner, probe, self.args.attn_layout)
         lengths = inputs["pair_lengths"].cpu()
         parts = split_by_tokens(lengths, budget, shared=shared, together=inputs.get("annotator_names"))
-        return [inputs] if len(parts) == 1 else [take_pairs(inputs, part) for part in parts]
+        return whole if len(parts) == 1 else [(take_pairs(inputs, part), part) for part in parts]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean negative log-probability of the choices, plus what priors add once per optimiser step."""
         mode = "train" if model.training else "eval"
-        options: Any = {
-            "attn_layout": self.args.attn_layout,
-            "logits_budget_bytes": self.args.logits_budget_bytes,
-        }
-        # First, since a reference that shares weights with the policy mustn't run between its forward and backward.
-        reference = reference_pair_logps(inputs, self.ref_model, **options)
-        policy = pair_logps(model, inputs, **options)
+        policy, reference = self._pair_logps(model, inputs)
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
         self._check_finite(margins, inputs, mode)
         context = self._trained.make_context(inputs.get("context_columns"))
         names = inputs.get("annotator_names")
-        loss, total = self._trained.loss(margins, preferred, weight, self.num_pairs, names, context)
+        groups = self._loss_groups(inputs.get("groups"))
+        loss, total = self._trained.loss(
+            margins, preferred, weight, self.num_pairs, names, context, inputs.get("loss_weight"), groups
+        )
         if mode == "eval":
             self._evaluated.add(policy, reference, margins, inputs)
         else:
@@ -304,6 +338,10 @@ class MixDPOTrainer(Trainer):
             # Gradients are averaged over the processes, whose losses are parts of one sum.
             loss = loss * (self.args.world_size * total / num_items_in_batch.to(total.device))
         return (loss, {"margins": margins}) if return_outputs else loss
+
+    def _loss_groups(self, groups: Mapping[str, Sequence[str]] | None) -> Sequence[str] | None:
+        column = self.args.gr_dpo_column
+        return None if column is None or groups is None else groups[column]
 
     def _check_finite(self, margins: Tensor, inputs: Mapping[str, Any], mode: str) -> None:
         """Transformers would count a loss that isn't a number as an average one, and go on."""
@@ -393,7 +431,10 @@ class MixDPOTrainer(Trainer):
         metrics = PairMetrics()
         metrics.update(policy, reference, margins, weight, preferred, self._trained.mean(), found["groups"])
         context = self._trained.make_context(found["context"])
-        loss, total = self._trained.loss(margins, preferred, weight, self.num_pairs, found["names"], context)
+        groups = self._loss_groups(found["groups"])
+        loss, total = self._trained.loss(
+            margins, preferred, weight, self.num_pairs, found["names"], context, groups=groups
+        )
         metrics.add("loss", loss, total)
         return metrics.compute()
 

@@ -310,6 +310,14 @@ def test_options_without_effect(workplace, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_train_with_another_loss(workplace, capsys):
+    assert main(train_arguments(workplace, "--strength", "fixed", "--beta", "0.5", "--loss_type", "ipo")) == 0
+    first = json.loads((workplace / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(1.0, rel=1e-5)  # (0 - 1 / (2 * 0.5)) ** 2
+    assert main(train_arguments(workplace, "--loss_type", "ipo", "--output_dir", str(workplace / "refused"))) == 2
+    assert "one constant beta" in capsys.readouterr().err
+
+
 def test_train_in_parts_by_tokens(workplace):
     assert main(train_arguments(workplace, "--max_tokens_per_batch", "40")) == 0
     assert yaml.safe_load((workplace / "run" / "config.yaml").read_text())["max_tokens_per_batch"] == 40

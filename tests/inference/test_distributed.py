@@ -129,6 +129,7 @@ CASES = {
     "panel": {"strength": "lognormal", "panel": True, "per_device_train_batch_size": 4},
     "precomputed": {"strength": "lognormal", "precompute_ref_log_probs": True},
     "padded": {"strength": "lognormal", "attn_layout": "padded"},
+    "gr_dpo": {"strength": "fixed", "loss_type": "gr_dpo", "gr_dpo_column": "topic", "gr_dpo_step_size": 0.5},
     # Four pairs a process, in as many parts as there are pairs, or as there are pairs longer than others.
     "parts": {"strength": "lognormal", "per_device_train_batch_size": 4, "max_tokens_per_batch": 60},
 }
