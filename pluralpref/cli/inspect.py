@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
-from pluralpref.data import PreferenceCollator, load_preferences, padding_token, tokenize_preferences
+from pluralpref.cli.data_options import DataOptions, load_pairs
+from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
+from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
 
 
 @dataclass
@@ -28,9 +29,8 @@ def main(argv: Sequence[str]) -> int:
     """Show how pairs are read: row accounting, lengths, decoded rows with the scored tokens in brackets."""
     data, model, options = parse("inspect", (DataOptions, ModelOptions, InspectOptions), argv, main.__doc__ or "")
     need(model.model_name_or_path, "model_name_or_path")
-    pairs = load_preferences(
-        need(data.dataset_name, "dataset_name"), split=data.dataset_train_split, name=data.dataset_config
-    )
+    data.source()
+    pairs, note = load_pairs(data, data.dataset_train_split)
     tokenizer = load_tokenizer(model)
     tokenized, report = tokenize_preferences(
         pairs,
@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         truncation_mode=options.truncation_mode,
         hh_format=data.hh_format,
     )
+    if note is not None:
+        print(note)
     print(report.summary())
     print(f"columns: {', '.join(pairs.column_names)}")
     print(f"{'tokens':<10}{'median':>8}{'95 %':>8}{'max':>8}")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
+from pluralpref.cli.data_options import DataOptions, load_pairs
+from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.scoring import write_scored
-from pluralpref.data import PreferenceCollator, load_preferences, padding_token, tokenize_preferences
+from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError
 
 
@@ -42,8 +43,10 @@ def main(argv: Sequence[str]) -> int:
     policy_name = options.policy or need(model_options.model_name_or_path, "policy")
     if Path(options.output).exists() and not options.overwrite:
         raise ConfigError(f"--output {options.output} exists: choose another name or give --overwrite")
-    source = need(data.dataset_name, "dataset_name")
-    pairs = load_preferences(source, split=data.dataset_train_split, name=data.dataset_config)
+    source = data.source()
+    pairs, note = load_pairs(data, data.dataset_train_split)
+    if note is not None:
+        print(note, flush=True)
     has_columns = {"ref_chosen_logps", "ref_rejected_logps"} <= set(pairs.column_names)
     if options.reference is None and not has_columns:
         raise ConfigError(

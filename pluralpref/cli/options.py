@@ -15,20 +15,6 @@ from pluralpref.errors import ConfigError
 
 
 @dataclass
-class DataOptions:
-    """Where the pairs come from."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A .jsonl, .json, .csv or .parquet file, a saved folder, or a hub name."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a data set on a hub."})
-    dataset_train_split: str | None = field(default=None, metadata={"help": "The split to use, if there are several."})
-    hh_format: str = field(
-        default="text", metadata={"help": "HH-RLHF transcripts as they are (text) or as chat messages (chat)."}
-    )
-
-
-@dataclass
 class ModelOptions:
     """The policy."""
 

@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
+from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs
 from pluralpref.cli.hub import HubUpload, refuse_idle_options
-from pluralpref.cli.options import DataOptions, ModelOptions, load_model, load_tokenizer, need, parse
+from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.peft_options import PeftOptions, add_adapters
 from pluralpref.cli.scoring import write_scored
 from pluralpref.cli.strength_options import StrengthOptions, build_strength
-from pluralpref.data import load_preferences, tokenize_preferences
+from pluralpref.data import tokenize_preferences
 from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
 
@@ -27,8 +28,6 @@ CONFIG_NAME = "config.yaml"
 class TrainOptions:
     """What is trained."""
 
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Split of held-out pairs."})
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "A data set of held-out pairs of its own."})
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The reference; default: the policy as loaded."}
     )
@@ -40,9 +39,11 @@ def main(argv: Sequence[str]) -> int:
     Writes to ``--output_dir``: ``config.yaml``, ``checkpoint-*``, ``metrics.jsonl``, ``rows.json``, ``policy/``
     (with a model card), ``strength/`` and, with held-out pairs, ``margins.parquet``.
     """
-    kinds = (DataOptions, ModelOptions, PeftOptions, TrainOptions, StrengthOptions, MixDPOConfig)
-    data, model_options, peft, options, strength_options, config = parse("train", kinds, argv, main.__doc__ or "")
-    source = need(data.dataset_name, "dataset_name")
+    kinds = (DataOptions, HeldOutOptions, ModelOptions, PeftOptions, TrainOptions, StrengthOptions, MixDPOConfig)
+    data, held_out_options, model_options, peft, options, strength_options, config = parse(
+        "train", kinds, argv, main.__doc__ or ""
+    )
+    source = data.source()
     push = config.push_to_hub
     if not push:
         refuse_idle_options(config)
@@ -56,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
     first = config.process_index == 0
     if config.world_size > 1:
         PartialState().wait_for_everyone()
-    train_pairs = load_preferences(source, split=data.dataset_train_split, name=data.dataset_config)
-    held_out = None
-    if options.eval_dataset_name is not None:
-        held_out = load_preferences(options.eval_dataset_name, split=options.dataset_test_split)
-    elif options.dataset_test_split is not None:
-        held_out = load_preferences(source, split=options.dataset_test_split, name=data.dataset_config)
+    train_pairs, held_out, notes = load_training_pairs(data, held_out_options, config.seed)
+    if first:
+        for note in notes:
+            print(note, flush=True)
     if held_out is None and config.eval_strategy != "no":
-        raise ConfigError("eval_strategy needs held-out pairs: give --dataset_test_split or --eval_dataset_name")
+        raise ConfigError(
+            "eval_strategy needs held-out pairs: give --dataset_test_split, --eval_dataset_name or --held_out_by"
+        )
     strength = build_strength(strength_options, [pairs for pairs in (train_pairs, held_out) if pairs is not None])
     tokenizer, model = load_tokenizer(model_options), load_model(model_options)
     model = add_adapters(model, peft, config.disable_dropout)
@@ -105,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
     if first and resume is None:
         settings = {
             **asdict(data),
+            **asdict(held_out_options),
             **asdict(model_options),
             **asdict(peft),
             **asdict(options),

@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, ReadInstruction, loa
 
 from pluralpref.errors import ConfigError, DataError
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+#: Kinds of files and the builders of ``datasets`` that read them.
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 #: What ``save_to_disk`` leaves in a folder.
 _SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
 #: Columns of a CSV file that are text whatever they look like: an answer "42" or "NA", an annotator "007".
@@ -40,7 +41,7 @@ def load_preferences(
     :raises DataError: if the file or a needed column is missing, or annotator, weight or preferred hold bad values.
     :raises ConfigError: if the split is missing or ambiguous.
     """
-    dataset = _read(source, split, name, {*_TEXT_COLUMNS, *(columns or {}).values()} - {"weight", "preferred"})
+    dataset = read_source(source, split, name, {*_TEXT_COLUMNS, *(columns or {}).values()} - {"weight", "preferred"})
     for standard, other in (columns or {}).items():
         if other not in dataset.column_names:
             raise DataError(f"no column {other!r} to use as {standard!r}: there are {', '.join(dataset.column_names)}")
@@ -78,7 +79,10 @@ def check_columns(dataset: Dataset) -> None:
                 raise DataError(f"row {row}: column {column!r} is {value!r}; expected {wanted}")
 
 
-def _read(source: Any, split: str | None, name: str | None, text_columns: Collection[str] = _TEXT_COLUMNS) -> Dataset:
+def read_source(
+    source: Any, split: str | None, name: str | None, text_columns: Collection[str] = _TEXT_COLUMNS
+) -> Dataset:
+    """One split of a file, folder, hub name or data set, its columns unchecked; see :func:`load_preferences`."""
     if isinstance(source, Dataset):
         if split is not None:
             raise ConfigError(f"split={split!r} has no effect on a Dataset, which is one split")
@@ -99,9 +103,9 @@ def _read(source: Any, split: str | None, name: str | None, text_columns: Collec
                     f"{path}: neither written by save_to_disk nor a folder of .jsonl, .json, .csv or .parquet files: "
                     f"{error.__cause__ or error}"
                 ) from error
-        return _choose(loaded, split) if isinstance(loaded, DatasetDict) else _read(loaded, split, None)
+        return _choose(loaded, split) if isinstance(loaded, DatasetDict) else read_source(loaded, split, None)
     suffixes = [s for s in path.suffixes if s != ".gz"]
-    kind = _BUILDERS.get(suffixes[-1]) if suffixes else None
+    kind = BUILDERS.get(suffixes[-1]) if suffixes else None
     if path.is_file():
         if kind is None:
             raise DataError(f"{path}: unknown kind of file; use .jsonl, .json, .csv or .parquet")

@@ -18,6 +18,15 @@ REASONS = {
     "answer_too_long": "prompt and answer together are longer than max_length: raise max_length",
     "template": "the chat template doesn't separate the answer from the prompt",
     "transcript": "the transcript has no assistant turn that differs, or its turns don't alternate",
+    "no_prompt": "the prompt is missing or empty",
+    "no_annotator": "it isn't said who chose",
+    "no_choice": "it isn't said which one answer was preferred",
+    "no_score": "an answer has no score",
+    "called_tie": "the annotator called it a tie",
+    "score_tie": "the scores differ by no more than tie_threshold",
+    "duplicate_answer": "the answer has the text of an earlier one, which is used",
+    "single_answer": "there are no two different answers to compare",
+    "history": "an earlier turn has no prompt or no chosen answer, so what was said before is unknown",
 }
 #: Row numbers kept for each reason.
 MAX_EXAMPLES = 5

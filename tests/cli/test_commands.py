@@ -321,3 +321,40 @@ def test_train_with_another_loss(workplace, capsys):
 def test_train_in_parts_by_tokens(workplace):
     assert main(train_arguments(workplace, "--max_tokens_per_batch", "40")) == 0
     assert yaml.safe_load((workplace / "run" / "config.yaml").read_text())["max_tokens_per_batch"] == 40
+
+
+def test_public_data_sets_and_held_out_people(workplace, capsys):
+    """Psoups' form: two of six people are held out with all their pairs."""
+    rows = [
+        {"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}" if i else "good 0", "uid": 1 + i % 6}
+        for i in range(25)
+    ]
+    (workplace / "psoups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # The tokenizer has no chat template.
+    source = ["--dataset", "psoups", "--dataset_name", str(workplace / "psoups.jsonl"), "--transcripts", "True"]
+    arguments = train_arguments(workplace, "--held_out_by", "annotator", "--held_out_fraction", "0.34", *source)
+    start = arguments.index("--eval_dataset_name")
+    del arguments[start : start + 2]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "psoups: 24 pairs of 24 choices from 25 rows; 1 skipped" in shown
+    assert "8 pairs of other values of annotator held out, 16 to train on" in shown
+    held_out = set(read_margins(workplace / "run" / "margins.parquet").annotator)
+    assert len(held_out) == 2
+    again = yaml.safe_load((workplace / "run" / "config.yaml").read_text())
+    assert (again["dataset"], again["held_out_by"]) == ("psoups", "annotator")
+    for options, message in (
+        (["--held_out_fraction", "0.5"], "--held_out_fraction has no effect without --held_out_by"),
+        (["--held_out_by", "annotator"], "leave out --eval_dataset_name"),
+        (["--dataset_options", "a=b"], "--dataset_options has no effect without --dataset"),
+        ([*source, "--dataset_options", "turns=first"], "psoups has no option 'turns'"),
+        ([*source, "--dataset_options", "turns"], "expected KEY=VALUE"),
+        (["--dataset", "prisma"], "unknown data set 'prisma': choose"),
+        (["--transcripts", "True"], "the data set is text already"),
+        ([*source, "--dataset_config", "x"], "--dataset_config has no effect with --dataset"),
+    ):
+        assert main(train_arguments(workplace, *options, "--output_dir", str(workplace / "refused"))) == 2
+        assert message in capsys.readouterr().err
+    model = ["--model_name_or_path", str(workplace / "model")]
+    assert main(["inspect", *model, *source, "--rows", "1"]) == 0
+    assert "psoups: 24 pairs of 24 choices from 25 rows; 1 skipped" in capsys.readouterr().out
