@@ -11,6 +11,7 @@ import numpy as np
 from pluralpref.cli.data_options import DataOptions, load_pairs
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
+from pluralpref.errors import ConfigError
 
 
 @dataclass
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"  prompt   {tokenizer.decode(row['prompt_ids'])!r}")
         for side in ("chosen", "rejected"):
             print(f"  {side:<8} [{tokenizer.decode(row[side + '_ids'])!r}] ({len(row[side + '_ids'])} tokens scored)")
+    if options.step0 and model.reward_model:
+        raise ConfigError("--step0 has no effect with --reward_model, which has no reference to start from")
     if options.step0:
         _step0(model, tokenizer, tokenized.select(range(min(8, len(tokenized)))))
     return 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pluralpref.cli.data_options import DataOptions, load_pairs
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.scoring import write_scored
 from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError
+from pluralpref.likelihood import NO_REFERENCE
 
 
 @dataclass
@@ -48,12 +50,17 @@ def main(argv: Sequence[str]) -> int:
     if note is not None:
         print(note, flush=True)
     has_columns = {"ref_chosen_logps", "ref_rejected_logps"} <= set(pairs.column_names)
-    if options.reference is None and not has_columns:
+    if model_options.reward_model:
+        if options.reference is not None:
+            raise ConfigError("--reference has no effect with --reward_model: the margin is the difference of rewards")
+    elif options.reference is None and not has_columns:
         raise ConfigError(
             "--reference is missing, and the data have no columns ref_chosen_logps and ref_rejected_logps"
         )
     tokenizer, policy = load_tokenizer(model_options, policy_name), load_model(model_options, policy_name)
-    reference = None if options.reference is None else load_model(model_options, options.reference)
+    reference: Any = NO_REFERENCE if model_options.reward_model else None
+    if options.reference is not None:
+        reference = load_model(model_options, options.reference)
     tokenized, report = tokenize_preferences(
         pairs,
         tokenizer,

@@ -21,6 +21,10 @@ class ModelOptions:
     model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub name of the policy."})
     model_revision: str = field(default="main", metadata={"help": "Revision on the hub."})
     dtype: str = field(default="float32", metadata={"help": "Precision of the weights: float32, bfloat16 or float16."})
+    reward_model: bool = field(
+        default=False,
+        metadata={"help": "A reward model (sequence classifier with one label): margins are differences of rewards."},
+    )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Weights in four bits (QLoRA, with --use_peft); needs the quantization extra."}
     )
@@ -93,12 +97,12 @@ def need(value: Any, flag: str) -> Any:
 
 
 def load_model(options: ModelOptions, name: str | None = None) -> Any:
-    """The causal language model, by default the one that ``--model_name_or_path`` names.
+    """The causal language model or reward model, by default the one that ``--model_name_or_path`` names.
 
     :raises ConfigError: if it can't be loaded; says why.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if options.dtype not in kinds:
@@ -106,6 +110,14 @@ def load_model(options: ModelOptions, name: str | None = None) -> Any:
     more: dict[str, Any] = {"dtype": kinds[options.dtype]}
     if options.load_in_4bit:
         more["quantization_config"] = _four_bits(kinds[options.dtype])
+    if options.reward_model:
+        # A language model gets a new row of weights for its reward; transformers says so.
+        model = _load("model", AutoModelForSequenceClassification, options, name, num_labels=1, **more)
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = (
+                model.config.eos_token_id
+            )  # the model's own forward wants one, to be used elsewhere
+        return model
     return _load("model", AutoModelForCausalLM, options, name, **more)
 
 

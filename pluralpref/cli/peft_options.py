@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pluralpref.errors import ConfigError
+from pluralpref.likelihood import is_reward_model
 
 
 @dataclass
@@ -56,7 +57,7 @@ def add_adapters(model: Any, options: PeftOptions, disable_dropout: bool) -> Any
         targets = "all-linear"
     try:
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if is_reward_model(model) else "CAUSAL_LM",
             r=16 if options.lora_r is None else options.lora_r,
             lora_alpha=32 if options.lora_alpha is None else options.lora_alpha,
             lora_dropout=options.lora_dropout or 0.0,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pluralpref.cli.options import show_progress
 from pluralpref.data import MarginsTable, write_margins
-from pluralpref.likelihood import score_margins
+from pluralpref.likelihood import NO_REFERENCE, score_margins
 
 _OWN_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids", "length", "annotator", "weight", "preferred"}
 
@@ -32,6 +32,12 @@ def write_scored(
         progress=show_progress(),
         attn_layout=attn_layout,
     )
+    if reference is NO_REFERENCE:
+        scores = {
+            "margins": scores["margins"],
+            "chosen_rewards": scores["chosen_logps"],
+            "rejected_rewards": scores["rejected_logps"],
+        }
     names = [name for name in dataset.column_names if name not in _OWN_COLUMNS and name not in scores]
     groups: dict[str, Any] = {name: list(dataset[name]) for name in names}
     groups.update({name: values.tolist() for name, values in scores.items() if name != "margins"})

@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
     model = add_adapters(model, peft, config.disable_dropout)
     reference = None
     if options.ref_model_name_or_path is not None:
+        if model_options.reward_model:
+            raise ConfigError("--ref_model_name_or_path has no effect with --reward_model: leave it out")
         reference = load_model(model_options, options.ref_model_name_or_path)
 
     from pluralpref.inference.trainer import MixDPOTrainer

@@ -36,8 +36,13 @@ class PairMetrics:
         preferred: Tensor,
         mean_beta: Tensor,
         groups: Mapping[str, Sequence[str]],
+        *,
+        rewards: bool = False,
     ) -> None:
-        """Add a batch; all tensors (pairs,), log-probabilities and margins in nats."""
+        """Add a batch; all tensors (pairs,), log-probabilities and margins in nats.
+
+        :param rewards: ``policy`` holds a reward model's rewards, which are no log-probabilities.
+        """
         h = margins.detach()
         beta = mean_beta.to(h.device)
         # A label below 1/2 says that the answer called rejected was preferred.
@@ -47,8 +52,9 @@ class PairMetrics:
         self.add("rewards/margins", beta * h, weight)
         self.add("rewards/accuracies", correct, weight)
         self.add("rewards/ties", (h == 0).double(), weight)
-        self.add("logps/chosen", policy.chosen, weight)
-        self.add("logps/rejected", policy.rejected, weight)
+        if not rewards:
+            self.add("logps/chosen", policy.chosen, weight)
+            self.add("logps/rejected", policy.rejected, weight)
         self.add("margins", h, weight)
         for column, names in groups.items():
             for name in dict.fromkeys(names):

@@ -19,7 +19,12 @@ def card_tags(tags: str | Sequence[str] | None) -> list[str]:
 
 
 def strength_section(
-    description: str, law: Mapping[str, float], marginal: str, panel: bool, history: Sequence[Mapping[str, Any]]
+    description: str,
+    law: Mapping[str, float],
+    marginal: str,
+    panel: bool,
+    history: Sequence[Mapping[str, Any]],
+    rewards: bool = False,
 ) -> str:
     """Markdown about the trained law and the last evaluation.
 
@@ -28,8 +33,10 @@ def strength_section(
     :param marginal: how beta was integrated out.
     :param panel: whether an annotator's pairs shared it.
     :param history: the trainer's log.
+    :param rewards: whether margins are differences of a reward model's rewards.
     """
     unit = "annotator" if panel else "pair"
+    margin = "the difference of rewards" if rewards else "the log-ratio margin in nats"
     rows = [f"| {name.removeprefix('beta/')} of β | {value:.4g} |" for name, value in law.items()]
     last = next((line for line in reversed(history) if "eval_loss" in line), None)
     if last is not None:
@@ -39,7 +46,7 @@ def strength_section(
         [
             _HEADING,
             "",
-            f"Trained with pluralpref {__version__} on P(chosen ≻ rejected) = E[σ(β h)], h the log-ratio margin in nats and β "
+            f"Trained with pluralpref {__version__} on P(chosen ≻ rejected) = E[σ(β h)], h {margin} and β "
             f"drawn for each {unit} from `{description}` (integrated out: {marginal}). The law of β was learned together with "
             "the policy; the numbers are where training ended, not a posterior: `pluralpref posterior` fits one to margins.",
             "",

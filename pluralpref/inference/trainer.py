@@ -31,10 +31,12 @@ from pluralpref.inference.step_ahead import weigh_pairs
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.inference.trained_strength import TrainedStrength
 from pluralpref.likelihood import (
+    NO_REFERENCE,
     FrozenParts,
     PairLogps,
     disable_dropout,
     frozen_copy,
+    is_reward_model,
     log_ratio_margins,
     pair_logps,
     precompute_reference,
@@ -58,7 +60,8 @@ class MixDPOTrainer(Trainer):
     together; with :class:`~pluralpref.models.FixedStrength` this is plain DPO. The strength's parameters are a group
     of their own in the optimiser and part of every checkpoint; evaluation changes neither them nor the generator.
 
-    :param model: a causal language model, or the name or folder of one.
+    :param model: a causal language model, or the name or folder of one; or a reward model, a sequence classifier with one label:
+        the margin is the difference of its rewards, and there is no reference.
     :param ref_model: the reference; ``None`` copies the policy from memory as it is handed over (of a policy of which less
         than half is trained, as with adapters, that part only), unless the data set has the columns ``ref_chosen_logps`` and
         ``ref_rejected_logps``.
@@ -142,20 +145,9 @@ class MixDPOTrainer(Trainer):
         groups = [] if args.gr_dpo_column is None or train_dataset is None else train_dataset[args.gr_dpo_column]
         self._trained.take_pair_loss(make_pair_loss(args, self.strength, [str(name) for name in groups]))
 
-        self.ref_model: Any = None
         sets = [d for d in (train_dataset, *_sets(eval_dataset)) if d is not None]
-        if sets and all("ref_chosen_logps" in d.column_names and "ref_rejected_logps" in d.column_names for d in sets):
-            if ref_model is not None or args.precompute_ref_log_probs:
-                raise ConfigError(
-                    "the data set has ref_chosen_logps and ref_rejected_logps, so ref_model and precompute_ref_log_probs "
-                    "have no effect: leave them out, or drop the columns"
-                )
-        else:
-            # Copied before anything trains: the reference is the policy as it was handed over.
-            if ref_model is not None:
-                self.ref_model = frozen_copy(ref_model)
-            else:
-                self.ref_model = FrozenParts(model) if trains_a_part(model) else frozen_copy(model)
+        self._rewards = is_reward_model(model)
+        self.ref_model: Any = _choose_reference(model, ref_model, args, sets)
         if args.disable_dropout:
             disable_dropout(model)
         self._train_metrics = PairMetrics()
@@ -332,7 +324,14 @@ class MixDPOTrainer(Trainer):
             self._evaluated.add(policy, reference, margins, inputs)
         else:
             self._train_metrics.update(
-                policy, reference, margins, weight, preferred, self._trained.mean(), inputs.get("groups", {})
+                policy,
+                reference,
+                margins,
+                weight,
+                preferred,
+                self._trained.mean(),
+                inputs.get("groups", {}),
+                rewards=self._rewards,
             )
         if mode == "train" and num_items_in_batch is not None:
             # Gradients are averaged over the processes, whose losses are parts of one sum.
@@ -429,7 +428,16 @@ class MixDPOTrainer(Trainer):
         reference = PairLogps(pairs["reference_chosen"], pairs["reference_rejected"])
         margins, weight, preferred = pairs["margins"], pairs["weight"], pairs["preferred"]
         metrics = PairMetrics()
-        metrics.update(policy, reference, margins, weight, preferred, self._trained.mean(), found["groups"])
+        metrics.update(
+            policy,
+            reference,
+            margins,
+            weight,
+            preferred,
+            self._trained.mean(),
+            found["groups"],
+            rewards=self._rewards,
+        )
         context = self._trained.make_context(found["context"])
         groups = self._loss_groups(found["groups"])
         loss, total = self._trained.loss(
@@ -468,7 +476,7 @@ class MixDPOTrainer(Trainer):
         args = self.args
         marginal = args.marginal if args.num_samples is None else f"Monte Carlo, {args.num_samples} draws"
         section = strength_section(
-            str(self.strength), self._trained.metrics(), marginal, args.panel, self.state.log_history
+            str(self.strength), self._trained.metrics(), marginal, args.panel, self.state.log_history, self._rewards
         )
         with (Path(args.output_dir) / "README.md").open("a", encoding="utf-8") as file:
             file.write("\n" + section)
@@ -526,6 +534,29 @@ class MixDPOTrainer(Trainer):
         if termination.received:
             raise SystemExit(EXIT_CODE)
         return result
+
+
+def _choose_reference(model: Any, ref_model: Any, args: MixDPOConfig, sets: Sequence[Any]) -> Any:
+    """What the policy is compared with; ``None`` if the data sets bring its log-probabilities."""
+    columns = bool(sets) and all(set(REFERENCE_COLUMNS) <= set(d.column_names) for d in sets)
+    if is_reward_model(model):
+        if ref_model is not None or args.precompute_ref_log_probs or columns:
+            raise ConfigError(
+                "a reward model has no reference: leave out ref_model, precompute_ref_log_probs and the columns "
+                f"{' and '.join(REFERENCE_COLUMNS)}"
+            )
+        return NO_REFERENCE
+    if columns:
+        if ref_model is not None or args.precompute_ref_log_probs:
+            raise ConfigError(
+                "the data set has ref_chosen_logps and ref_rejected_logps, so ref_model and precompute_ref_log_probs "
+                "have no effect: leave them out, or drop the columns"
+            )
+        return None
+    # Copied before anything trains: the reference is the policy as it was handed over.
+    if ref_model is not None:
+        return frozen_copy(ref_model)
+    return FrozenParts(model) if trains_a_part(model) else frozen_copy(model)
 
 
 def _refuse_other_engines(args: MixDPOConfig) -> None:

@@ -12,6 +12,7 @@ from pluralpref.likelihood.causal_lm import is_distributed_wrapper, through_wrap
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.logprobs import answer_logps
 from pluralpref.likelihood.pair_layout import Layout, choose_layout
+from pluralpref.likelihood.reward import is_reward_model, pair_rewards
 from pluralpref.likelihood.shared_prefix import require_shared, shared_answer_logps, why_not_shared
 
 #: How the tokens of a batch are laid out: see :func:`pair_logps`.
@@ -19,7 +20,7 @@ ATTN_LAYOUTS = ("auto", "padded", "shared")
 
 
 class PairLogps(NamedTuple):
-    """Log-probabilities of both answers of each pair, in nats.
+    """Log-probabilities of both answers of each pair, in nats; of a reward model its rewards.
 
     :param chosen: (pairs,) sums over the chosen answers' tokens.
     :param rejected: (pairs,) sums over the rejected answers' tokens.
@@ -47,7 +48,8 @@ def pair_logps(
     model can't read such rows, padded rows are used and a warning says why. Later batches are laid out in the way that
     should take the least time. The numbers differ by the rounding of the model's arithmetic.
 
-    :param model: see :func:`~pluralpref.likelihood.answer_logps`.
+    :param model: see :func:`~pluralpref.likelihood.answer_logps`; or a sequence classifier with one label, whose rewards are
+        returned then.
     :param batch: ``input_ids``, ``attention_mask``, ``completion_mask`` of shape (2 pairs, length): all chosen rows,
         then all rejected rows in the same order; optionally ``pair_lengths`` (pairs, 3), the lengths of prompt, chosen and
         rejected answer of rows padded on the right, as :class:`~pluralpref.data.PreferenceCollator` gives them.
@@ -66,6 +68,10 @@ def pair_logps(
     rows = batch["input_ids"].shape[0]
     if rows % 2:
         raise DataError(f"a batch of pairs has an even number of rows, chosen rows first; got {rows}")
+    if is_reward_model(model):
+        _refuse_shared(attn_layout)
+        rewards = pair_rewards(model, batch)
+        return PairLogps(rewards[: rows // 2], rewards[rows // 2 :])
     padded = (batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
     lengths = batch.get("pair_lengths")
     if attn_layout == "shared" and lengths is None:
@@ -88,12 +94,20 @@ def shares_prompts(model: nn.Module, batch: Mapping[str, Any], attn_layout: str)
     :raises ConfigError: for ``"shared"`` with a model that can't read such rows.
     """
     lengths = batch.get("pair_lengths")
+    if is_reward_model(model):
+        _refuse_shared(attn_layout)
+        return False
     if attn_layout == "padded" or lengths is None:
         return False
     reason = why_not_shared(model, batch["input_ids"], batch["attention_mask"], batch["completion_mask"], lengths)
     if attn_layout == "shared":
         require_shared(reason)
     return not reason
+
+
+def _refuse_shared(attn_layout: str) -> None:
+    if attn_layout == "shared":
+        raise ConfigError("attn_layout='shared' has no effect on a reward model, which reads whole texts: leave it out")
 
 
 def log_ratio_margins(policy: PairLogps, reference: PairLogps) -> Tensor:

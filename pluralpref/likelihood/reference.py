@@ -19,6 +19,7 @@ from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import PairLogps, pair_logps
 from pluralpref.likelihood.reference_cache import ReferenceCache, reference_key
+from pluralpref.likelihood.reward import NoReference
 
 #: Columns of reference log-probabilities, named as in TRL.
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -53,7 +54,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 def reference_pair_logps(
     batch: Mapping[str, Any],
-    reference_model: nn.Module | FrozenParts | None = None,
+    reference_model: nn.Module | FrozenParts | NoReference | None = None,
     *,
     attn_layout: str = "auto",
     logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
@@ -63,12 +64,15 @@ def reference_pair_logps(
     :param batch: a collated batch; ``ref_chosen_logps`` and ``ref_rejected_logps`` (pairs,) are used when present.
     :param reference_model: the reference; runs without gradients and without dropout. With
         :class:`~pluralpref.likelihood.FrozenParts` nothing of the policy may be differentiated meanwhile: call this before
-        the policy's forward, or after its backward.
+        the policy's forward, or after its backward. ``NO_REFERENCE``, for a reward model, gives zeros.
     :param attn_layout: see :func:`~pluralpref.likelihood.pair_logps`.
     :param logits_budget_bytes: see :func:`~pluralpref.likelihood.answer_logps`.
     :returns: (pairs,) twice, in nats, without gradients.
     :raises ConfigError: when the batch has no reference columns and there is no model.
     """
+    if isinstance(reference_model, NoReference):
+        zeros = torch.zeros_like(batch["weight"])
+        return PairLogps(zeros, zeros)
     present = [name for name in REFERENCE_COLUMNS if batch.get(name) is not None]
     if len(present) == 2:
         return PairLogps(batch[REFERENCE_COLUMNS[0]], batch[REFERENCE_COLUMNS[1]]).detach()

@@ -16,11 +16,12 @@ from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import log_ratio_margins, pair_logps
 from pluralpref.likelihood.reference import reference_pair_logps
+from pluralpref.likelihood.reward import NoReference
 
 
 def score_margins(
     policy: nn.Module,
-    reference: nn.Module | FrozenParts | None,
+    reference: nn.Module | FrozenParts | NoReference | None,
     dataset: Any,
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
@@ -34,8 +35,8 @@ def score_margins(
     """Margins of all pairs of a tokenised data set under policy and reference, without gradients and dropout.
 
     :param policy: the policy; its mode is left as it is.
-    :param reference: the reference, or None when the data set has the columns ``ref_chosen_logps`` and
-        ``ref_rejected_logps``.
+    :param reference: the reference; None when the data set has the columns ``ref_chosen_logps`` and ``ref_rejected_logps``;
+        ``NO_REFERENCE`` where the policy is a reward model.
     :param dataset: a tokenised ``datasets.Dataset``.
     :param collator: makes a batch from rows.
     :param batch_size: pairs per batch; changes the numbers by rounding only.
