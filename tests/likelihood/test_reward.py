@@ -78,9 +78,8 @@ def test_margins_of_a_data_set():
 
 
 def test_what_is_refused():
-    model = LlamaForSequenceClassification(
-        LlamaConfig(**{**SIZES, "num_labels": 3}, hidden_size=16, intermediate_size=16)
-    )
+    model = llama()
+    model.config.num_labels = 3
     with pytest.raises(UnsupportedError, match="has 3 labels"):
         is_reward_model(model)
     with pytest.raises(ConfigError, match="attn_layout='shared' has no effect on a reward model"):
