@@ -30,22 +30,17 @@ from pluralpref.inference.pair_losses import make_pair_loss
 from pluralpref.inference.step_ahead import weigh_pairs
 from pluralpref.inference.termination import EXIT_CODE, Termination
 from pluralpref.inference.trained_strength import TrainedStrength
+from pluralpref.inference.training_reference import choose_reference, precompute_in_shares
 from pluralpref.likelihood import (
-    NO_REFERENCE,
-    FrozenParts,
     PairLogps,
     disable_dropout,
-    frozen_copy,
     is_reward_model,
     log_ratio_margins,
     pair_logps,
-    precompute_reference,
     reference_pair_logps,
-    trains_a_part,
 )
 from pluralpref.likelihood.causal_lm import evaluation_flags
 from pluralpref.likelihood.margins import shares_prompts
-from pluralpref.likelihood.reference import REFERENCE_COLUMNS
 from pluralpref.likelihood.token_budget import split_by_tokens, take_pairs
 from pluralpref.models import LogNormalStrength, StrengthModel
 
@@ -147,7 +142,7 @@ class MixDPOTrainer(Trainer):
 
         sets = [d for d in (train_dataset, *_sets(eval_dataset)) if d is not None]
         self._rewards = is_reward_model(model)
-        self.ref_model: Any = _choose_reference(model, ref_model, args, sets)
+        self.ref_model: Any = choose_reference(model, ref_model, args, sets)
         if args.disable_dropout:
             disable_dropout(model)
         self._train_metrics = PairMetrics()
@@ -195,20 +190,10 @@ class MixDPOTrainer(Trainer):
         return prepared
 
     def _precompute(self) -> None:
-        size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
-
-        rank, ranks = self.args.process_index, self.args.world_size
-
         def fill(dataset: Any) -> Any:
-            part = dataset.shard(num_shards=ranks, index=rank, contiguous=True)
-            part = self._precompute_part(part, size) if len(part) else part
-            if ranks == 1:
-                return part
-            columns = {name: gather_object(list(part[name]) if len(part) else []) for name in REFERENCE_COLUMNS}
-            for name, values in columns.items():
-                dataset = dataset.remove_columns([name] if name in dataset.column_names else [])
-                dataset = dataset.add_column(name, values)
-            return dataset
+            return precompute_in_shares(
+                self.ref_model, dataset, self.data_collator, self.args, self.compute_loss_context_manager
+            )
 
         if self.train_dataset is not None:
             self.train_dataset = fill(self.train_dataset)
@@ -217,20 +202,6 @@ class MixDPOTrainer(Trainer):
         elif self.eval_dataset is not None:
             self.eval_dataset = fill(self.eval_dataset)
         self.ref_model = None
-
-    def _precompute_part(self, dataset: Any, size: int) -> Any:
-        return precompute_reference(
-            self.ref_model,
-            dataset,
-            self.data_collator,
-            batch_size=size,
-            device=self.args.device,
-            autocast=self.compute_loss_context_manager,
-            progress=not self.args.disable_tqdm,
-            cache_dir=self.args.precompute_ref_cache_dir or Path(self.args.output_dir) / "reference",
-            attn_layout=self.args.attn_layout,
-            logits_budget_bytes=self.args.logits_budget_bytes,
-        )
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; pairs that aren't tokenised yet are tokenised."""
@@ -534,29 +505,6 @@ class MixDPOTrainer(Trainer):
         if termination.received:
             raise SystemExit(EXIT_CODE)
         return result
-
-
-def _choose_reference(model: Any, ref_model: Any, args: MixDPOConfig, sets: Sequence[Any]) -> Any:
-    """What the policy is compared with; ``None`` if the data sets bring its log-probabilities."""
-    columns = bool(sets) and all(set(REFERENCE_COLUMNS) <= set(d.column_names) for d in sets)
-    if is_reward_model(model):
-        if ref_model is not None or args.precompute_ref_log_probs or columns:
-            raise ConfigError(
-                "a reward model has no reference: leave out ref_model, precompute_ref_log_probs and the columns "
-                f"{' and '.join(REFERENCE_COLUMNS)}"
-            )
-        return NO_REFERENCE
-    if columns:
-        if ref_model is not None or args.precompute_ref_log_probs:
-            raise ConfigError(
-                "the data set has ref_chosen_logps and ref_rejected_logps, so ref_model and precompute_ref_log_probs "
-                "have no effect: leave them out, or drop the columns"
-            )
-        return None
-    # Copied before anything trains: the reference is the policy as it was handed over.
-    if ref_model is not None:
-        return frozen_copy(ref_model)
-    return FrozenParts(model) if trains_a_part(model) else frozen_copy(model)
 
 
 def _refuse_other_engines(args: MixDPOConfig) -> None:
