@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
-from pluralpref.cli.options import parse, show_progress
+from pluralpref.cli.options import importable_here, parse, show_progress
 from pluralpref.diagnostics.families import FamilyFacts, describe_family
 from pluralpref.errors import ConfigError, PluralPrefError
 from pluralpref.models import (
@@ -82,7 +79,7 @@ def _make(name: str, options: FamiliesOptions) -> StrengthModel:
 def _import(name: str) -> StrengthModel:
     """An instance of a user's class, made without arguments."""
     module_name, _, class_name = name.partition(":")
-    with _importable_here():
+    with importable_here():
         try:
             family = getattr(importlib.import_module(module_name), class_name)
         except (ImportError, AttributeError) as error:
@@ -96,17 +93,6 @@ def _import(name: str) -> StrengthModel:
     if not isinstance(model, StrengthModel):
         raise ConfigError(f"--family {name}: {class_name}() must give a StrengthModel, not {type(model).__name__}")
     return model
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Modules in the current folder, as for ``python -m``."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _as_table(facts: Sequence[FamilyFacts]) -> str:

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a policy together with its distribution of preference strength",
     "margins": "score pairs under a policy and a reference and write a table of margins",
     "evaluate": "metrics of held-out margins under a law of preference strength",
+    "win-rate": "which of two policies a judge prefers, with position bias, length control and intervals",
     "posterior": "fit the distribution of preference strength to a table of margins",
     "compare": "compare families of preference strength by their predictions of left-out people and pairs",
     "report": "write the HTML report of a run",
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    command = importlib.import_module(f"pluralpref.cli.{name}")
+    command = importlib.import_module(f"pluralpref.cli.{name.replace('-', '_')}")
     try:
         with _less_noise():
             return int(command.main(rest) or 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,13 +114,13 @@ def load_model(options: ModelOptions, name: str | None = None) -> Any:
         more["quantization_config"] = _four_bits(kinds[options.dtype])
     if options.reward_model:
         # A language model gets a new row of weights for its reward; transformers says so.
-        model = _load("model", AutoModelForSequenceClassification, options, name, num_labels=1, **more)
+        model = load_pretrained("model", AutoModelForSequenceClassification, options, name, num_labels=1, **more)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = (
                 model.config.eos_token_id
             )  # the model's own forward wants one, to be used elsewhere
         return model
-    return _load("model", AutoModelForCausalLM, options, name, **more)
+    return load_pretrained("model", AutoModelForCausalLM, options, name, **more)
 
 
 def _four_bits(compute_dtype: Any) -> Any:
@@ -143,10 +145,15 @@ def load_tokenizer(options: ModelOptions, name: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _load("tokenizer of", AutoTokenizer, options, name)
+    return load_pretrained("tokenizer of", AutoTokenizer, options, name)
 
 
-def _load(what: str, kind: Any, options: ModelOptions, name: str | None, **more: Any) -> Any:
+def load_pretrained(what: str, kind: Any, options: ModelOptions, name: str | None, **more: Any) -> Any:
+    """``kind.from_pretrained``, by default of what ``--model_name_or_path`` names.
+
+    :param what: what is loaded, for messages.
+    :raises ConfigError: if it can't be loaded; says why.
+    """
     source = name or need(options.model_name_or_path, "model_name_or_path")
     try:
         return kind.from_pretrained(
@@ -159,3 +166,14 @@ def _load(what: str, kind: Any, options: ModelOptions, name: str | None, **more:
 def show_progress() -> bool:
     """Whether a person is watching."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def importable_here() -> Iterator[None]:
+    """Modules in the current folder can be imported, as for ``python -m``."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

@@ -80,7 +80,7 @@ def run_population(cv: float, folder: str, size: DemoSize, seed: int) -> list[di
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of two processes would mix
         train, _ = tokenize_preferences(population.choices(size.annotators, stream=0), tokenizer)
         held_out, _ = tokenize_preferences(population.choices(size.held_out_annotators, stream=1), tokenizer)
-    base = _tuned_policy(train, tokenizer, size.tuning_steps, seed)
+    base = tuned_policy(train, tokenizer, size.tuning_steps, seed)
     collator = PreferenceCollator(tokenizer.pad_token_id)
     # Every objective starts from the same policy, so the reference is run once for all.
     train, held_out = (
@@ -165,7 +165,7 @@ def _run(
     }
 
 
-def _tuned_policy(train: Any, tokenizer: Any, steps: int, seed: int) -> Any:
+def tuned_policy(train: Any, tokenizer: Any, steps: int, seed: int) -> Any:
     """A small model that has learned to write answers, all words alike: the policy before preferences."""
     torch.manual_seed(seed)
     config = LlamaConfig(
