@@ -19,7 +19,6 @@ import copy
 import io
 import json
 import multiprocessing
-import sys
 import tempfile
 import time
 import warnings
@@ -64,6 +63,10 @@ def main() -> None:
         for level in values
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.open("a+b") as file:  # close a line that a kill cut short
+        file.seek(0, 2)
+        if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            file.write(b"\n")
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for number, note in enumerate(pool.imap_unordered(run_population, jobs), 1):
             print(f"[{number}/{len(jobs)}] {note}", flush=True)
@@ -185,5 +188,4 @@ def count_words(model: Any, topic: np.ndarray, tokenizer: Any) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()
