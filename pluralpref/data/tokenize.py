@@ -121,6 +121,12 @@ def _too_long(prompt: list[int], chosen: list[int], rejected: list[int], max_len
     return "prompt_too_long" if len(prompt) >= max_length else "answer_too_long"
 
 
+def leading_bos(tokenizer: Any) -> list[int]:
+    """The BOS token, if the tokenizer puts one before a text."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
 class _Encoder:
     """Encodes one row; a class so that ``Dataset.map`` can pickle it."""
 
@@ -130,8 +136,7 @@ class _Encoder:
         self.keep_end = truncation_mode == "keep_end"
         self.hh_format = hh_format
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        starts = tokenizer("a")["input_ids"]
-        self.bos = [bos] if bos is not None and starts[:1] == [bos] else []
+        self.bos = leading_bos(tokenizer)
         self.eos = [] if eos is None else [eos]
         # SentencePiece's dummy prefix: "a" becomes "▁a", as if a space stood before it.
         tokens = tokenizer.convert_ids_to_tokens(self._ids("a"))

@@ -16,9 +16,12 @@ class PairMetrics:
 
     ``rewards/*`` are :math:`E[\beta]` times log-ratios, as TRL's are beta times log-ratios; ``margins`` is the
     beta-free margin in nats. A pair with margin exactly 0 is a tie: no win, counted under ``rewards/ties``.
+
+    :param rewards: a reward model is trained, whose rewards are no log-probabilities: there are no ``logps/*``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rewards: bool = False) -> None:
+        self.rewards = rewards
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, float] = defaultdict(float)
 
@@ -36,13 +39,8 @@ class PairMetrics:
         preferred: Tensor,
         mean_beta: Tensor,
         groups: Mapping[str, Sequence[str]],
-        *,
-        rewards: bool = False,
     ) -> None:
-        """Add a batch; all tensors (pairs,), log-probabilities and margins in nats.
-
-        :param rewards: ``policy`` holds a reward model's rewards, which are no log-probabilities.
-        """
+        """Add a batch; all tensors (pairs,), log-probabilities and margins in nats."""
         h = margins.detach()
         beta = mean_beta.to(h.device)
         # A label below 1/2 says that the answer called rejected was preferred.
@@ -52,7 +50,7 @@ class PairMetrics:
         self.add("rewards/margins", beta * h, weight)
         self.add("rewards/accuracies", correct, weight)
         self.add("rewards/ties", (h == 0).double(), weight)
-        if not rewards:
+        if not self.rewards:
             self.add("logps/chosen", policy.chosen, weight)
             self.add("logps/rejected", policy.rejected, weight)
         self.add("margins", h, weight)

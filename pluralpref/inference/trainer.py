@@ -145,7 +145,7 @@ class MixDPOTrainer(Trainer):
         self.ref_model: Any = choose_reference(model, ref_model, args, sets)
         if args.disable_dropout:
             disable_dropout(model)
-        self._train_metrics = PairMetrics()
+        self._train_metrics = PairMetrics(self._rewards)
         self._evaluated = EvaluatedPairs()
         super().__init__(
             model=model,
@@ -302,7 +302,6 @@ class MixDPOTrainer(Trainer):
                 preferred,
                 self._trained.mean(),
                 inputs.get("groups", {}),
-                rewards=self._rewards,
             )
         if mode == "train" and num_items_in_batch is not None:
             # Gradients are averaged over the processes, whose losses are parts of one sum.
@@ -398,7 +397,7 @@ class MixDPOTrainer(Trainer):
         policy = PairLogps(pairs["policy_chosen"], pairs["policy_rejected"])
         reference = PairLogps(pairs["reference_chosen"], pairs["reference_rejected"])
         margins, weight, preferred = pairs["margins"], pairs["weight"], pairs["preferred"]
-        metrics = PairMetrics()
+        metrics = PairMetrics(self._rewards)
         metrics.update(
             policy,
             reference,
@@ -407,7 +406,6 @@ class MixDPOTrainer(Trainer):
             preferred,
             self._trained.mean(),
             found["groups"],
-            rewards=self._rewards,
         )
         context = self._trained.make_context(found["context"])
         groups = self._loss_groups(found["groups"])

@@ -13,7 +13,7 @@ from pluralpref.data.sets.pairs import Outcome, all_by_score, chosen_against_oth
 from pluralpref.data.sets.prism_people import GROUPS, Scale, demographics_of, score_scales
 from pluralpref.data.sets.prism_tables import CONVERSATION_COLUMNS, conversations_and_survey
 from pluralpref.data.sets.prism_turns import Turn, turns_of
-from pluralpref.data.sets.values import UNKNOWN, check_choice, label, said
+from pluralpref.data.sets.values import UNKNOWN, check_choice, check_tie_threshold, label, said
 from pluralpref.errors import ConfigError
 
 PairRule = Literal["chosen", "scores", "extremes"]
@@ -87,8 +87,7 @@ def _check_scores(pairs: str, tie_threshold: float | None, standardize: bool) ->
         for option, given in (("tie_threshold", tie_threshold is not None), ("standardize", standardize)):
             if given:
                 raise ConfigError(f"{option} has no effect with pairs='chosen', which uses no scores: leave it out")
-    if tie_threshold is not None and not 0 <= tie_threshold < float("inf"):
-        raise ConfigError(f"tie_threshold={tie_threshold}: expected a finite number of at least 0")
+    check_tie_threshold(tie_threshold)
     if standardize and not tie_threshold:
         raise ConfigError(
             "standardize has no effect without tie_threshold: a scale of one person's own doesn't change the order of "

@@ -12,8 +12,7 @@ from pluralpref.data.sets.build import build_pairs, pair_features
 from pluralpref.data.sets.pair_report import PairReport
 from pluralpref.data.sets.pairs import Outcome, keep
 from pluralpref.data.sets.source import Hub, read_table
-from pluralpref.data.sets.values import label, text
-from pluralpref.errors import ConfigError
+from pluralpref.data.sets.values import check_tie_threshold, label, text
 
 HUB = Hub("HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")
 _COLUMNS = ("prompt", "prompt_id", "chosen", "rejected", "score_chosen", "score_rejected")
@@ -36,8 +35,7 @@ def read_ultrafeedback_binarized(
     :raises DataError: if columns are missing or no pair is left.
     :raises ConfigError: for a bad option.
     """
-    if tie_threshold is not None and not 0 <= tie_threshold < float("inf"):
-        raise ConfigError(f"tie_threshold={tie_threshold}: expected a finite number of at least 0")
+    check_tie_threshold(tie_threshold)
     rows = read_table(source, HUB, _SCHEMA, split)
     report = PairReport()
     dataset = build_pairs(

@@ -53,3 +53,12 @@ def check_choice(option: str, value: Any, allowed: Sequence[Any]) -> None:
     """
     if value not in allowed:
         raise ConfigError(f"{option}={value!r}: choose {', '.join(map(repr, allowed))}")
+
+
+def check_tie_threshold(tie_threshold: float | None) -> None:
+    """Refuse a difference of scores that can't be one.
+
+    :raises ConfigError: unless it is ``None`` or finite and at least 0.
+    """
+    if tie_threshold is not None and not 0 <= tie_threshold < float("inf"):
+        raise ConfigError(f"tie_threshold={tie_threshold}: expected a finite number of at least 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pluralpref.data.hh import is_transcript
+from pluralpref.data.tokenize import leading_bos
 from pluralpref.errors import ConfigError
 from pluralpref.evaluation.win_rate.prompts import Messages, Prompt
 
@@ -48,7 +49,6 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, chat_template: str = "auto") -
     if chat is not None:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    start = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    start = leading_bos(tokenizer)
     ids = tokenizer(prompt.prompt, add_special_tokens=False)["input_ids"]
     return ids if ids[:1] == start else start + ids  # the text may spell BOS out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,9 +43,7 @@ class GroupRobustLoss(PairLoss):
         if len(self.groups) < 2:
             raise ConfigError(f"gr_dpo needs at least two groups: there is {', '.join(self.groups) or 'none'}")
         self.step_size = step_size
-        start = torch.full(
-            (len(self.groups),), -float(torch.tensor(float(len(self.groups))).log()), dtype=torch.float64
-        )
+        start = torch.full((len(self.groups),), -math.log(len(self.groups)), dtype=torch.float64)
         self.register_buffer("log_alpha", start)
 
     def forward(self, margins: Tensor, preferred: Tensor) -> Tensor:
