@@ -34,10 +34,13 @@ METHODS = [
     Method("MixDPO, log-normal, K=16", lambda: LogNormalStrength(mean=BETA, cv=0.5), {"num_samples": 16}),
     Method("MixDPO, gamma", lambda: GammaStrength(mean=BETA, cv=0.5)),
     Method("MixDPO, log-normal, panel", lambda: LogNormalStrength(mean=BETA, cv=0.5), {"panel": True}),
+    Method("MixDPO, gamma, panel", lambda: GammaStrength(mean=BETA, cv=0.5), {"panel": True}),
     Method("cDPO, ε = 0.1", fixed(), {"loss_type": "cdpo", "label_smoothing": NOISE}),
     Method("robust DPO, ε = 0.1", fixed(), {"loss_type": "robust", "label_smoothing": NOISE}),
     Method("IPO", fixed(), {"loss_type": "ipo"}),
     Method("GR-DPO", fixed(), {"loss_type": "gr_dpo", "gr_dpo_column": "group", "gr_dpo_step_size": 0.05}),
     Method("β-DPO", fixed(), {"loss_type": "beta_dpo"}),
 ]
+#: Whose margins are explained in several ways, see run.py.
+EXPLAINED = ("DPO, β learned", "MixDPO, log-normal")
 SHORT = ("DPO, β = 0.3", "DPO, β learned", "MixDPO, log-normal")

@@ -10,7 +10,8 @@ from datasets import Dataset
 from pluralpref.demo.population import ANSWER_WORDS, TOPICS, WORDS
 
 KINDS = ("strength", "direction", "noise")
-CHOICES = 10
+#: How many choices a person makes, and the share of the people who make so many: 10 in the mean.
+CHOICES = {5: 2 / 3, 20: 1 / 3}
 #: Share of the people in the smaller group, who want something else where directions differ.
 MINORITY = 0.3
 
@@ -50,14 +51,14 @@ class Population:
         return np.exp(sigma * rng.normal(size=count) - sigma**2 / 2), groups
 
     def choices(self, count: int, stream: int) -> Dataset:
-        """Ten choices of each of ``count`` people: prompt, chosen, rejected, annotator, group.
+        """The choices of ``count`` people, five or twenty of each: prompt, chosen, rejected, annotator, group.
 
         :param stream: other people.
         """
         strengths, groups = self.people(count, stream)
         rng = np.random.default_rng([self.seed, stream, 2])
         values = self.utilities()
-        person = np.repeat(np.arange(count), CHOICES)
+        person = np.repeat(np.arange(count), rng.choice(list(CHOICES), size=count, p=list(CHOICES.values())))
         topic = rng.integers(len(TOPICS), size=len(person))
         words = rng.integers(len(WORDS), size=(2, len(person), ANSWER_WORDS))
         utility = values[groups[person], topic][np.arange(len(person))[None, :, None], words].sum(-1)

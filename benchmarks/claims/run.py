@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import METHODS, SHORT, Method
+from methods import EXPLAINED, METHODS, SHORT, Method
 from population import Population
 from scipy.optimize import minimize_scalar
 from transformers.utils import logging as transformers_logging
@@ -35,11 +35,12 @@ from transformers.utils import logging as transformers_logging
 from pluralpref.data import PreferenceCollator, tokenize_preferences
 from pluralpref.demo.population import ANSWER_WORDS, TOPICS, WORDS, build_tokenizer
 from pluralpref.demo.runs import tuned_policy
+from pluralpref.diagnostics import IndependentChoices, compare
 from pluralpref.errors import PluralPrefWarning
 from pluralpref.evaluation import held_out_metrics
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer, fit_posterior
 from pluralpref.likelihood import precompute_reference, score_margins
-from pluralpref.models import LogNormalStrength
+from pluralpref.models import FixedStrength, LogNormalStrength, OpposedStrength
 
 LEVELS = {"strength": (0.0, 0.5, 1.0, 1.5), "direction": (0.5, 1.0), "noise": (0.1, 0.3)}
 SHORT_LEVELS = {"strength": (0.0, 1.5), "noise": (0.3,)}
@@ -140,7 +141,10 @@ def train_one(
         "cv_training": float(strength.cv),
         "cv_single": summary(single),
         "cv_panel": summary(panel),
+        "explained": explained(margins, people) if method.name in EXPLAINED else None,
         "log_loss": metrics["log_loss"],
+        "log_loss_macro": metrics["log_loss/macro"],
+        "log_loss_macro_group": metrics["log_loss/macro/group"],
         "log_loss_scaled": scaled_log_loss(margins),
         "accuracy": metrics["accuracy"],
         "accuracy_worst": min(metrics[f"group/group={g}/accuracy"] for g in ("larger", "smaller")),
@@ -149,6 +153,24 @@ def train_one(
         "margin_macro_group": metrics["margins/macro/group"],
         "win_rate": win_rate(population, policy, base, tokenizer, int(size["answers"])),
         "seconds": seconds,
+    }
+
+
+def explained(margins: torch.Tensor, people: list[str]) -> dict[str, Any]:
+    """How well one strength, label noise and a spread of strengths predict people who are left out, elpd in nats."""
+    models = {
+        "fixed": FixedStrength(0.3, learned=True),
+        "label_noise": IndependentChoices(OpposedStrength(FixedStrength(0.3, learned=True), share=0.05)),
+        "lognormal": LogNormalStrength(mean=0.3),
+    }
+    found = compare(margins, annotator=people, models=models, progress_bar=False)
+    pointwise = found.pointwise["annotator"]
+    spread_over_noise = pointwise["lognormal"] - pointwise["label_noise"]
+    return {
+        **{name: float(values.sum()) for name, values in pointwise.items()},
+        "spread_over_noise": float(spread_over_noise.sum()),
+        "spread_over_noise_se": float(spread_over_noise.std(ddof=1) * len(spread_over_noise) ** 0.5),
+        "p_value": None if found.ratio is None else found.ratio.p_value,
     }
 
 

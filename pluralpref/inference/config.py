@@ -68,7 +68,7 @@ class MixDPOConfig(TrainingArguments):
     :param max_tokens_per_batch: a batch of ``per_device_train_batch_size`` pairs is run in as many parts as it takes for none to
         hold more tokens, padding included; pairs of similar length come together, and with ``panel`` each annotator's pairs. The
         step, its loss and the order of the data stay the same; memory doesn't depend on the longest pairs coming together.
-        What can't be divided is run by itself. Default: no limit.
+        What can't be divided is run by itself. Batches of an evaluation are divided likewise. Default: no limit.
     :param logits_budget_bytes: logits above this size are recomputed in the backward pass instead of kept.
     :raises ConfigError: for values out of range and options that contradict each other.
     """

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pluralpref.inference.metrics import PairMetrics
+from pluralpref.inference.trained_strength import TrainedStrength
 from pluralpref.likelihood import PairLogps
 
 
@@ -70,3 +72,39 @@ class EvaluatedPairs:
             "names": None if names is None else [names[i] for i in kept],
             **{kind: {n: [v[i] for i in kept] for n, v in columns.items()} for kind, columns in lists.items()},
         }
+
+    @torch.no_grad()
+    def compute(
+        self,
+        trained: TrainedStrength,
+        *,
+        num_pairs: int,
+        loss_column: str | None = None,
+        rewards: bool = False,
+        device: torch.device | str = "cpu",
+        gather: Any = None,
+    ) -> dict[str, float]:
+        """The metrics of all pairs together, everything that an annotator chose as one where they are panels.
+
+        :param num_pairs: of the training set, over which priors are spread in the loss.
+        :param loss_column: whose values are the groups of the loss, if it has any.
+        :param rewards: as for :class:`PairMetrics`.
+        """
+        found = self.merge(gather)
+        pairs = {name: value.to(device) for name, value in found["tensors"].items()}
+        margins, weight, preferred = pairs["margins"], pairs["weight"], pairs["preferred"]
+        metrics = PairMetrics(rewards)
+        metrics.update(
+            PairLogps(pairs["policy_chosen"], pairs["policy_rejected"]),
+            PairLogps(pairs["reference_chosen"], pairs["reference_rejected"]),
+            margins,
+            weight,
+            preferred,
+            trained.mean(),
+            found["groups"],
+        )
+        context = trained.make_context(found["context"])
+        groups = None if loss_column is None else found["groups"][loss_column]
+        loss, total = trained.loss(margins, preferred, weight, num_pairs, found["names"], context, groups=groups)
+        metrics.add("loss", loss, total)
+        return metrics.compute()

@@ -222,17 +222,23 @@ class MixDPOTrainer(Trainer):
         total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=working_dtype(device))
         return batches, self.accelerator.reduce(total.to(device), "sum")
 
-    @torch.no_grad()
     def _margins_before_step(self, batch: dict[str, Any]) -> Tensor:
-        margins = torch.empty(len(batch["weight"]), dtype=torch.float64)
-        with self.compute_loss_context_manager(), evaluation_flags(self.model):
-            for part, pairs in self._parts(self.model, batch):
-                inputs = self._prepare_inputs(part)
-                policy, reference = self._pair_logps(self.model, inputs)
-                found = log_ratio_margins(policy, reference)
-                self._check_finite(found, inputs, "train")
+        with evaluation_flags(self.model):
+            margins = torch.empty(len(batch["weight"]), dtype=torch.float64)
+            for _, pairs, _, _, found in self._scored_parts(self.model, batch, "train"):
                 margins[pairs] = found.to(margins)
         return margins
+
+    @torch.no_grad()
+    def _scored_parts(self, model: Any, batch: dict[str, Any], mode: str) -> Iterator[tuple[Any, ...]]:
+        """A batch without gradients, in parts that fit: (inputs, which pairs, policy's and reference's logps, margins)."""
+        for part, pairs in self._parts(model, batch):
+            inputs = self._prepare_inputs(part)
+            with self.compute_loss_context_manager():
+                policy, reference = self._pair_logps(model, inputs)
+            margins = log_ratio_margins(policy, reference)
+            self._check_finite(margins, inputs, mode)
+            yield inputs, pairs, policy, reference, margins
 
     def _pair_logps(self, model: Any, inputs: dict[str, Any]) -> tuple[PairLogps, PairLogps]:
         options: Any = {
@@ -280,37 +286,23 @@ class MixDPOTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean negative log-probability of the choices, plus what priors add once per optimiser step."""
-        mode = "train" if model.training else "eval"
         policy, reference = self._pair_logps(model, inputs)
         margins = log_ratio_margins(policy, reference)
         weight, preferred = inputs["weight"], inputs["preferred"]
-        self._check_finite(margins, inputs, mode)
+        self._check_finite(margins, inputs, "train")
         context = self._trained.make_context(inputs.get("context_columns"))
         names = inputs.get("annotator_names")
-        groups = self._loss_groups(inputs.get("groups"))
+        groups = None if self.args.gr_dpo_column is None else inputs["groups"][self.args.gr_dpo_column]
         loss, total = self._trained.loss(
             margins, preferred, weight, self.num_pairs, names, context, inputs.get("loss_weight"), groups
         )
-        if mode == "eval":
-            self._evaluated.add(policy, reference, margins, inputs)
-        else:
-            self._train_metrics.update(
-                policy,
-                reference,
-                margins,
-                weight,
-                preferred,
-                self._trained.mean(),
-                inputs.get("groups", {}),
-            )
-        if mode == "train" and num_items_in_batch is not None:
+        if model.training:
+            named = inputs.get("groups", {})
+            self._train_metrics.update(policy, reference, margins, weight, preferred, self._trained.mean(), named)
+        if num_items_in_batch is not None:
             # Gradients are averaged over the processes, whose losses are parts of one sum.
             loss = loss * (self.args.world_size * total / num_items_in_batch.to(total.device))
         return (loss, {"margins": margins}) if return_outputs else loss
-
-    def _loss_groups(self, groups: Mapping[str, Sequence[str]] | None) -> Sequence[str] | None:
-        column = self.args.gr_dpo_column
-        return None if column is None or groups is None else groups[column]
 
     def _check_finite(self, margins: Tensor, inputs: Mapping[str, Any], mode: str) -> None:
         """Transformers would count a loss that isn't a number as an average one, and go on."""
@@ -370,12 +362,13 @@ class MixDPOTrainer(Trainer):
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, Tensor | None, None]:
-        """The loss of one batch; the margins as predictions."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), None if prediction_loss_only else outputs["margins"].detach(), None
+    ) -> tuple[None, Tensor | None, None]:
+        """The margins of one batch as predictions. There is no loss of a batch: that of all pairs comes at the end."""
+        margins = torch.empty(len(inputs["weight"]), dtype=working_dtype(self.args.device), device=self.args.device)
+        for part, pairs, policy, reference, found in self._scored_parts(model, inputs, "eval"):
+            self._evaluated.add(policy, reference, found, part)
+            margins[pairs] = found.to(margins)
+        return None, None if prediction_loss_only else margins, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As in transformers, with the metrics of all pairs among the results and the generator as it was."""
@@ -383,37 +376,19 @@ class MixDPOTrainer(Trainer):
         with torch.random.fork_rng():
             torch.manual_seed(self.args.seed)
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            values = {**self._evaluation_metrics(), **self._trained.metrics()}
+            metrics = self._evaluated.compute(
+                self._trained,
+                num_pairs=self.num_pairs,
+                loss_column=self.args.gr_dpo_column,
+                rewards=self._rewards,
+                device=self.args.device,
+                gather=None if self.args.world_size == 1 else gather_object,
+            )
         assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        metrics |= self._trained.metrics()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self._evaluated.clear()
         return output
-
-    @torch.no_grad()
-    def _evaluation_metrics(self) -> dict[str, float]:
-        """Of all evaluated pairs together, everything that an annotator chose as one where they are panels."""
-        found = self._evaluated.merge(None if self.args.world_size == 1 else gather_object)
-        pairs = {name: value.to(self.args.device) for name, value in found["tensors"].items()}
-        policy = PairLogps(pairs["policy_chosen"], pairs["policy_rejected"])
-        reference = PairLogps(pairs["reference_chosen"], pairs["reference_rejected"])
-        margins, weight, preferred = pairs["margins"], pairs["weight"], pairs["preferred"]
-        metrics = PairMetrics(self._rewards)
-        metrics.update(
-            policy,
-            reference,
-            margins,
-            weight,
-            preferred,
-            self._trained.mean(),
-            found["groups"],
-        )
-        context = self._trained.make_context(found["context"])
-        groups = self._loss_groups(found["groups"])
-        loss, total = self._trained.loss(
-            margins, preferred, weight, self.num_pairs, found["names"], context, groups=groups
-        )
-        metrics.add("loss", loss, total)
-        return metrics.compute()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -211,6 +211,35 @@ def test_parts_of_a_batch_change_nothing(make, tiny_llama, monkeypatch, layout, 
     assert other_law == pytest.approx(law, abs=1e-4)
 
 
+@pytest.mark.parametrize("panel", [False, True])
+def test_parts_of_an_evaluation_batch_change_nothing(make, tiny_llama, panel):
+    """Metrics and predictions, which stay in the order of the rows, when batches are evaluated in parts."""
+    data = [{**row, "annotator": f"p{i % 5}"} for i, row in enumerate(rows(11))]
+
+    def evaluated(budget, batch_size):
+        trainer = make(
+            LogNormalStrength(mean=0.5, cv=0.5), policy=tiny_llama(0), data=data, eval_data=data, panel=panel,
+            max_tokens_per_batch=budget, per_device_eval_batch_size=batch_size,
+        )  # fmt: skip
+        with torch.no_grad():
+            trainer.ref_model = tiny_llama(1)
+        held = []
+        inner = trainer._pair_logps
+        trainer._pair_logps = lambda model, part: held.append(len(part["weight"])) or inner(model, part)
+        metrics = {k: v for k, v in trainer.evaluate().items() if not k.endswith(("time", "second"))}
+        return metrics, trainer.predict(trainer.eval_dataset).predictions, held
+
+    metrics, predictions, held = evaluated(None, 8)
+    other_metrics, other_predictions, other_held = evaluated(120, 8)
+    assert held == [8, 3] * 2
+    assert len(other_held) > 4
+    assert sum(other_held) == 22
+    assert metrics["eval_margins"] != 0
+    assert len(set(predictions.round(4))) > 8
+    torch.testing.assert_close(torch.tensor(other_predictions), torch.tensor(predictions), rtol=0, atol=2e-5)
+    assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=2e-5)
+
+
 def test_evaluation_sets_by_name_and_early_stopping(make, tmp_path):
     """A metric of one of the sets, which gets no better, ends training."""
     trainer = make(
