@@ -14,11 +14,16 @@ NOISE = 0.1
 
 @dataclass(frozen=True)
 class Method:
-    """:param strength: makes the strength to train with. :param options: of ``MixDPOConfig``."""
+    """A policy and a strength trained together.
+
+    :param strength: makes the strength to train with. :param options: of ``MixDPOConfig``.
+    :param then: a mixture over people instead (``"em_dpo"``), or on top of the policy (``"pal"``), see mixtures.py.
+    """
 
     name: str
     strength: Callable[[], StrengthModel]
     options: dict[str, Any] = field(default_factory=dict)
+    then: str = ""
 
 
 def fixed(beta: float = BETA) -> Callable[[], StrengthModel]:
@@ -39,6 +44,8 @@ METHODS = [
     Method("robust DPO, ε = 0.1", fixed(), {"loss_type": "robust", "label_smoothing": NOISE}),
     Method("IPO", fixed(), {"loss_type": "ipo"}),
     Method("GR-DPO", fixed(), {"loss_type": "gr_dpo", "gr_dpo_column": "group", "gr_dpo_step_size": 0.05}),
+    Method("EM-DPO, two policies", fixed(), then="em_dpo"),
+    Method("PAL-B on the control's embeddings", lambda: FixedStrength(BETA, learned=True), then="pal"),
     Method("β-DPO", fixed(), {"loss_type": "beta_dpo"}),
 ]
 #: Whose margins are explained in several ways, see run.py.

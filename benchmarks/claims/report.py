@@ -43,7 +43,8 @@ def read(path: Path) -> pd.DataFrame:
             rows.append(json.loads(line))
     table = pd.json_normalize(rows)
     for name in ("cv_single", "cv_panel"):
-        table[[name, f"{name}_low", f"{name}_high"]] = table[name].tolist()
+        values = [v if isinstance(v, list) else [np.nan] * 3 for v in table[name]]  # a mixture over people has no cv
+        table[[name, f"{name}_low", f"{name}_high"]] = values
     return table
 
 
@@ -70,7 +71,7 @@ def markdown(rows: pd.DataFrame) -> str:
             f"| {mean.cv_single:.2f} ({mean.cv_single_low:.2f} to {mean.cv_single_high:.2f}) "
             f"| {mean.cv_panel:.2f} ({mean.cv_panel_low:.2f} to {mean.cv_panel_high:.2f}) | {1000 * mean.seconds:.0f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines).replace("nan (nan to nan)", "–").replace("nan (nan)", "–").replace("nan", "–")
 
 
 def explanations(table: pd.DataFrame) -> str:

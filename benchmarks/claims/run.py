@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from methods import EXPLAINED, METHODS, SHORT, Method
+from mixtures import fit_prototypes, train_em
 from population import Population
 from scipy.optimize import minimize_scalar
 from transformers.utils import logging as transformers_logging
@@ -42,9 +43,9 @@ from pluralpref.inference import MixDPOConfig, MixDPOTrainer, fit_posterior
 from pluralpref.likelihood import precompute_reference, score_margins
 from pluralpref.models import FixedStrength, LogNormalStrength, OpposedStrength
 
-LEVELS = {"strength": (0.0, 0.5, 1.0, 1.5), "direction": (0.5, 1.0), "noise": (0.1, 0.3)}
+LEVELS = {"strength": (0.0, 0.75, 1.5), "direction": (1.0,), "noise": (0.3,)}
 SHORT_LEVELS = {"strength": (0.0, 1.5), "noise": (0.3,)}
-FULL_SIZE = {"annotators": 800, "held_out": 300, "epochs": 2.0, "tuning": 100, "answers": 64}
+FULL_SIZE = {"annotators": 1600, "held_out": 300, "epochs": 2.0, "tuning": 100, "answers": 64}
 SHORT_SIZE = {"annotators": 200, "held_out": 100, "epochs": 2.0, "tuning": 50, "answers": 16}
 
 
@@ -120,18 +121,24 @@ def train_one(
 ) -> dict[str, Any]:
     strength = method.strength()
     policy = copy.deepcopy(base)
-    with tempfile.TemporaryDirectory() as folder:
+    collator = PreferenceCollator(tokenizer.pad_token_id)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         args = MixDPOConfig(
-            folder, learning_rate=2e-3, strength_learning_rate=5e-2, per_device_train_batch_size=64,
-            num_train_epochs=size["epochs"], save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
-            seed=population.seed, logging_strategy="no", **method.options,
+            folder, learning_rate=2e-3, strength_learning_rate=1e-2 if method.then == "em_dpo" else 5e-2,
+            per_device_train_batch_size=64, per_device_eval_batch_size=256, num_train_epochs=size["epochs"],
+            save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, seed=population.seed,
+            logging_strategy="no", **method.options,
         )  # fmt: skip
+        if method.then == "em_dpo":
+            row = train_em(policy, tokenizer, train, held_out, float(strength.mean), args)
+            policies, shares = row.pop("policies"), row["classes"]
+            return row | {"win_rate": win_rate(population, policies, shares, base, tokenizer, int(size["answers"]))}
         trainer = MixDPOTrainer(policy, None, strength, args, train, processing_class=tokenizer)
         started = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.train()
+        trainer.train()
         seconds = (time.perf_counter() - started) / trainer.state.global_step
-    collator = PreferenceCollator(tokenizer.pad_token_id)
+    if method.then == "pal":
+        return fit_prototypes(policy, train, held_out, collator, population.seed)
     margins = score_margins(policy, None, held_out, collator, batch_size=256, progress=False)["margins"]
     people = list(held_out["annotator"])
     metrics = held_out_metrics(strength, margins, annotator=people, groups={"group": list(held_out["group"])})
@@ -151,7 +158,7 @@ def train_one(
         "margin": metrics["margins"],
         "margin_macro": metrics["margins/macro"],
         "margin_macro_group": metrics["margins/macro/group"],
-        "win_rate": win_rate(population, policy, base, tokenizer, int(size["answers"])),
+        "win_rate": win_rate(population, [policy], [1.0], base, tokenizer, int(size["answers"])),
         "seconds": seconds,
     }
 
@@ -190,12 +197,16 @@ def scaled_log_loss(margins: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def win_rate(population: Population, policy: Any, base: Any, tokenizer: Any, answers: int) -> dict[str, float]:
-    """Of the policy's answers against the reference's, by the people's true utilities."""
+def win_rate(
+    population: Population, policies: list[Any], shares: list[float], base: Any, tokenizer: Any, answers: int
+) -> dict[str, float]:
+    """Of the answers of a mixture of policies against the reference's, by the people's true utilities."""
     topic = np.repeat(np.arange(len(TOPICS)), answers)
     torch.manual_seed(population.seed)
-    written = [count_words(model, topic, tokenizer) for model in (policy, base)]
-    return population.win_rate(topic, *written, stream=2)
+    counts = [count_words(model, topic, tokenizer) for model in (*policies, base)]
+    whose = np.random.default_rng(population.seed).choice(len(policies), size=len(topic), p=shares)
+    written = np.stack(counts[:-1])[whose, np.arange(len(topic))]
+    return population.win_rate(topic, written, counts[-1], stream=2)
 
 
 def count_words(model: Any, topic: np.ndarray, tokenizer: Any) -> np.ndarray:

@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
             **asdict(peft),
             **asdict(options),
             **asdict(strength_options),
-            **_changed(config),
+            **changed_options(config),
             **({"push_to_hub": True} if push else {}),
         }
         (run / CONFIG_NAME).write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
@@ -159,7 +159,7 @@ def _resume(value: str | None) -> str | bool | None:
     return True if value.lower() in ("true", "yes") else value
 
 
-def _changed(config: MixDPOConfig) -> dict[str, object]:
+def changed_options(config: MixDPOConfig) -> dict[str, object]:
     """The options that differ from their defaults: enough to run again, short enough to read."""
     # Compared with the declared defaults: making a second config would reset accelerate's state under the trainer.
     settings: dict[str, object] = {}

@@ -1,6 +1,7 @@
 """The neural likelihood: from a language or reward model and tokens to margins, in nats."""
 
 from pluralpref.likelihood.dropout import DropoutSwitch, disable_dropout, no_dropout
+from pluralpref.likelihood.embeddings import answer_embeddings
 from pluralpref.likelihood.frozen_parts import FrozenParts, trains_a_part
 from pluralpref.likelihood.logprobs import answer_logps
 from pluralpref.likelihood.margins import PairLogps, log_ratio_margins, pair_logps
@@ -13,6 +14,7 @@ __all__ = [
     "DropoutSwitch",
     "FrozenParts",
     "PairLogps",
+    "answer_embeddings",
     "answer_logps",
     "disable_dropout",
     "frozen_copy",

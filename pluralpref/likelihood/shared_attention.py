@@ -2,8 +2,8 @@
 
 Such a row holds prompt, chosen answer, rejected answer. The rejected answer continues the prompt, so it doesn't see the
 chosen one, and its positions go on from the prompt's end. Rows come in two forms: all pairs one behind the other in a single
-row without padding (*ragged*), whose segments are attended to one by one; or one padded row for each pair (*batched*), with
-a mask.
+row without padding (*ragged*), whose segments are attended to one by one, or in one kernel on GPUs; or one padded row for each
+pair (*batched*), with a mask.
 
 The lengths travel in the place of a four-dimensional attention mask, which transformers hands to every layer unchanged; so
 they are there as well when gradient checkpointing runs a layer again. Everything else that is asked of the function goes to
@@ -14,7 +14,7 @@ Reference: F. Wang and P. Hegde, "Accelerating Direct Preference Optimization wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,6 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from pluralpref.errors import UnsupportedError
+from pluralpref.likelihood.flex_attention import ragged_attention
+from pluralpref.likelihood.flex_mask import Lengths
 
 _PREFIX = "pluralpref_shared_"
 #: What some models add to the logits of attention, which this function doesn't know.
@@ -96,22 +98,40 @@ def _attend(
     if unknown:
         raise UnsupportedError(f"{type(module).__name__} attends with {', '.join(unknown)}")
     window = kwargs.get("sliding_window")
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     lengths = tuple(tuple(row) for row in attention_mask[0, 0].tolist())
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     if query.shape[0] == len(lengths) and len(lengths) > 1:
         mask = _pairs_mask(lengths, query.shape[2], window, query.device)
-        out = attend(query, key, value, attn_mask=mask)
+        out = attend(query, *_for_every_head(query, key, value), attn_mask=mask)
     else:
-        out = torch.cat(list(_segments(attend, query, key, value, lengths, window)), 2)
+        out = ragged_attention(
+            query,
+            key,
+            value,
+            lengths,
+            window=window,
+            scaling=scaling,
+            dropout=dropout,
+            segments=partial(_segment_by_segment, attend),
+        )
     return out.transpose(1, 2).contiguous(), None
 
 
+def _for_every_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    groups = query.shape[1] // key.shape[1]
+    return (key, value) if groups == 1 else (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+
+
+def _segment_by_segment(
+    attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, window: int | None
+) -> Tensor:
+    key, value = _for_every_head(query, key, value)
+    return torch.cat(list(_segments(attend, query, key, value, lengths, window)), 2)
+
+
 def _segments(
-    attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, lengths: Any, window: int | None
-) -> Any:
+    attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, window: int | None
+) -> Iterator[Tensor]:
     """The output of each answer's tokens in turn; the prompt's come with the chosen answer's."""
     start = 0
     for prompt, chosen, rejected in lengths:
