@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 
 from pluralpref.cli.options import need
-from pluralpref.data import as_transcripts, disjoint_split, known_datasets, load_named, load_preferences
+from pluralpref.data import (
+    RowReport,
+    as_transcripts,
+    disjoint_split,
+    known_datasets,
+    load_named,
+    load_preferences,
+    tokenize_preferences,
+)
 from pluralpref.errors import ConfigError
 
 _DEFAULT_FRACTION = 0.2
@@ -128,3 +138,29 @@ def load_training_pairs(
             f"{len(others)} pairs of other values of {held_out.held_out_by} held out, {len(pairs)} to train on"
         )
     return pairs, others, [note for note in notes if note is not None]
+
+
+def tokenize_sets(
+    sets: Mapping[str, Dataset | None], tokenizer: Any, data: DataOptions, config: Any, *, show: bool = True
+) -> tuple[dict[str, Any], dict[str, RowReport]]:
+    """(tokenised data sets, what became of their rows) by name, without those that aren't there.
+
+    :param config: has ``max_length``, ``truncation_mode`` and ``strict``.
+    :param show: print each one's account.
+    """
+    prepared, reports = {}, {}
+    for key, pairs in sets.items():
+        if pairs is None:
+            continue
+        prepared[key], reports[key] = tokenize_preferences(
+            pairs,
+            tokenizer,
+            max_length=config.max_length,
+            truncation_mode=config.truncation_mode,
+            strict=config.strict,
+            hh_format=data.hh_format,
+            desc=f"Tokenizing {key} pairs",
+        )
+        if show:
+            print(f"{key}: {reports[key].summary()}", flush=True)
+    return prepared, reports

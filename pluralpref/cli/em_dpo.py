@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from pluralpref.atomic import written_aside
-from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs
+from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs, tokenize_sets
 from pluralpref.cli.hub import refuse_idle_options
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.peft_options import PeftOptions, add_adapters
 from pluralpref.cli.train import CONFIG_NAME, TrainOptions, changed_options
-from pluralpref.data import MarginsTable, RowReport, tokenize_preferences, write_margins
+from pluralpref.data import MarginsTable, write_margins
 from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
 
@@ -69,21 +69,7 @@ def main(argv: Sequence[str]) -> int:
     for note in notes:
         print(note, flush=True)
     tokenizer = load_tokenizer(model_options)
-    prepared: dict[str, Any] = {}
-    reports: dict[str, RowReport] = {}
-    for key, pairs in (("train", train_pairs), ("held_out", held_out)):
-        if pairs is None:
-            continue
-        prepared[key], reports[key] = tokenize_preferences(
-            pairs,
-            tokenizer,
-            max_length=config.max_length,
-            truncation_mode=config.truncation_mode,
-            strict=config.strict,
-            hh_format=data.hh_format,
-            desc=f"Tokenizing {key} pairs",
-        )
-        print(f"{key}: {reports[key].summary()}", flush=True)
+    prepared, reports = tokenize_sets({"train": train_pairs, "held_out": held_out}, tokenizer, data, config)
     policy = add_adapters(load_model(model_options), peft, config.disable_dropout)
     # Loaded before anything is written, and handed over so that it is gone once it was used.
     name = options.ref_model_name_or_path

@@ -11,13 +11,12 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs
+from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs, tokenize_sets
 from pluralpref.cli.hub import HubUpload, refuse_idle_options
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.peft_options import PeftOptions, add_adapters
 from pluralpref.cli.scoring import write_scored
 from pluralpref.cli.strength_options import StrengthOptions, build_strength
-from pluralpref.data import tokenize_preferences
 from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
 
@@ -76,22 +75,8 @@ def main(argv: Sequence[str]) -> int:
 
     from pluralpref.inference.trainer import MixDPOTrainer
 
-    reports = {}
-    prepared = {}
-    for key, pairs in (("train", train_pairs), ("held_out", held_out)):
-        if pairs is None:
-            continue
-        prepared[key], reports[key] = tokenize_preferences(
-            pairs,
-            tokenizer,
-            max_length=config.max_length,
-            truncation_mode=config.truncation_mode,
-            strict=config.strict,
-            hh_format=data.hh_format,
-            desc=f"Tokenizing {key} pairs",
-        )
-        if first:
-            print(f"{key}: {reports[key].summary()}", flush=True)
+    sets = {"train": train_pairs, "held_out": held_out}
+    prepared, reports = tokenize_sets(sets, tokenizer, data, config, show=first)
     upload = HubUpload(config) if push and first else None
     config.push_to_hub = False  # transformers would upload the run's folder with every checkpoint
     trainer = MixDPOTrainer(

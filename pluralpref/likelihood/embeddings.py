@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from tqdm.auto import tqdm
 from pluralpref.errors import DataError, InferenceError
 from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
 from pluralpref.likelihood.causal_lm import evaluation_flags, last_hidden_state
-from pluralpref.likelihood.embedding_cache import EmbeddingCache
-from pluralpref.likelihood.reference_cache import reference_key
+from pluralpref.likelihood.reference_key import reference_key
+from pluralpref.likelihood.row_cache import RowCache
 
 #: What :func:`answer_embeddings` gives, in this order.
 EMBEDDINGS = ("chosen", "rejected", "prompt")
@@ -54,17 +55,17 @@ def answer_embeddings(
     :raises InferenceError: for an embedding that isn't finite, naming the row.
     """
     device = device_of(model) if device is None else device
-    cache = None
+    path = None
     if cache_dir is not None:
-        cache = EmbeddingCache(cache_dir, reference_key(model, dataset, "padded", autocast), len(dataset))
-    values: Tensor | None = None if cache is None else cache.values
+        path = Path(cache_dir) / f"embeddings-{reference_key(model, dataset, 'padded', autocast)[:32]}.safetensors"
+    kept = RowCache(len(dataset), len(EMBEDDINGS), path)
     with (
         torch.no_grad(),
         evaluation_flags(model),
         tqdm(total=len(dataset), desc="Embeddings", unit="pair", disable=not progress) as bar,
     ):
         for indices, rows in batches_by_length(dataset, batch_size):
-            if cache is not None and bool(cache.known[indices].all()):
+            if kept.has(indices):
                 bar.update(len(indices))
                 continue
             with autocast():
@@ -75,17 +76,12 @@ def answer_embeddings(
                     f"the embeddings of row {indices[bad[0]]} aren't finite: the model's weights hold values that aren't "
                     "numbers, or its dtype is too narrow"
                 )
-            if values is None:
-                values = torch.zeros(found.shape[0], len(dataset), found.shape[2])
-            values[:, indices] = found
-            if cache is not None:
-                cache.put(values, indices)
+            kept.put(indices, found)
             bar.update(len(indices))
-    if values is None:
+    if kept.values is None:
         raise DataError("the data set is empty: at least one pair is needed")
-    if cache is not None:
-        cache.finish()
-    return dict(zip(EMBEDDINGS, values.unbind(0), strict=True))
+    kept.finish()
+    return dict(zip(EMBEDDINGS, kept.values.unbind(0), strict=True))
 
 
 def pair_embeddings(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from pluralpref.likelihood.dropout import no_dropout
 from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import PairLogps, pair_logps
-from pluralpref.likelihood.reference_cache import ReferenceCache, reference_key
+from pluralpref.likelihood.reference_key import reference_key
 from pluralpref.likelihood.reward import NoReference
+from pluralpref.likelihood.row_cache import RowCache
 
 #: Columns of reference log-probabilities, named as in TRL.
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -125,17 +127,16 @@ def precompute_reference(
     :raises DataError: when the data set isn't tokenised.
     """
     dataset = dataset.remove_columns([name for name in REFERENCE_COLUMNS if name in dataset.column_names])
-    cache = None
+    path = None
     if cache_dir is not None:
         with model.active() if isinstance(model, FrozenParts) else nullcontext(model) as reference:
             key = reference_key(reference, dataset, attn_layout, autocast)
-        cache = ReferenceCache(cache_dir, key, len(dataset))
-    chosen = [0.0] * len(dataset) if cache is None else cache.values[0].tolist()
-    rejected = [0.0] * len(dataset) if cache is None else cache.values[1].tolist()
+        path = Path(cache_dir) / f"reference-{key[:32]}.safetensors"
+    found = RowCache(len(dataset), 2, path)
     device = device_of(model) if device is None else device
     with tqdm(total=len(dataset), desc="Reference log-probabilities", unit="pair", disable=not progress) as bar:
         for indices, rows in batches_by_length(dataset, batch_size):
-            if cache is not None and bool(cache.known[indices].all()):
+            if found.has(indices):
                 bar.update(len(indices))
                 continue
             with autocast():
@@ -145,12 +146,10 @@ def precompute_reference(
                     attn_layout=attn_layout,
                     logits_budget_bytes=logits_budget_bytes,
                 )
-            for i, c, r in zip(indices, logps.chosen.tolist(), logps.rejected.tolist(), strict=True):
-                chosen[i], rejected[i] = c, r
-            if cache is not None:
-                cache.put(indices, logps.chosen, logps.rejected)
+            found.put(indices, torch.stack([logps.chosen, logps.rejected]).double())
             bar.update(len(indices))
-    if cache is not None:
-        cache.write()
-    dataset = dataset.add_column(REFERENCE_COLUMNS[0], chosen)
-    return dataset.add_column(REFERENCE_COLUMNS[1], rejected)
+    found.finish()
+    columns = [[], []] if found.values is None else found.values.tolist()
+    for name, values in zip(REFERENCE_COLUMNS, columns, strict=True):
+        dataset = dataset.add_column(name, values)
+    return dataset

@@ -6,8 +6,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-import pluralpref.likelihood.embedding_cache as cache_module
 import pluralpref.likelihood.embeddings as embeddings_module
+import pluralpref.likelihood.row_cache as cache_module
 from pluralpref.data import PreferenceCollator
 from pluralpref.errors import ConfigError, DataError, InferenceError, UnsupportedError
 from pluralpref.likelihood.embeddings import answer_embeddings, pair_embeddings

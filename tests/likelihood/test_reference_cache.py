@@ -7,12 +7,12 @@ import torch
 from datasets import Dataset
 
 import pluralpref.likelihood.reference as reference_module
-import pluralpref.likelihood.reference_cache as cache_module
+import pluralpref.likelihood.row_cache as cache_module
 from pluralpref.data import PreferenceCollator
 from pluralpref.errors import ConfigError
 from pluralpref.inference import MixDPOConfig
 from pluralpref.likelihood import FrozenParts, precompute_reference
-from pluralpref.likelihood.reference_cache import reference_key
+from pluralpref.likelihood.reference_key import reference_key
 
 ROWS = [{"prompt_ids": [5, 6, 7 + i], "chosen_ids": [8, 9 + i], "rejected_ids": [10 + i, 11]} for i in range(9)]
 
@@ -57,6 +57,7 @@ def test_a_second_pass_is_read(tiny_llama, dataset, passes, tmp_path):
 
 def test_an_interrupted_pass_goes_on(tiny_llama, dataset, passes, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_INTERVAL", -1.0)
+    monkeypatch.setattr(cache_module, "_TIMES_WRITING", 0.0)
     expected = compute(tiny_llama(0), dataset, None)
     passes.update(pairs=0, limit=4)
     with pytest.raises(KeyboardInterrupt):

@@ -105,7 +105,9 @@ def test_values_and_gradients_are_those_of_padded_rows(name, layout, checkpointi
     expected = value_and_gradients(model, answer_logps(model, *padded_of(batch)))
     install_shared_attention(model)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # before, since it leaves layers in evaluation out
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False}
+        )  # before, since it leaves layers in evaluation out
         disable_dropout(model.train())
     found = shared_answer_logps(model, batch["input_ids"], batch["pair_lengths"], layout)
     assert_same(value_and_gradients(model, found), expected)

@@ -28,7 +28,7 @@ from pluralpref.evaluation.win_rate.prompts import Prompt, prompts_hash
 from pluralpref.evaluation.win_rate.sampling import SeededSampling, row_uniforms
 from pluralpref.likelihood.batches import device_of
 from pluralpref.likelihood.causal_lm import evaluation_flags
-from pluralpref.likelihood.reference_cache import reference_key
+from pluralpref.likelihood.reference_key import reference_key
 
 
 @dataclass(frozen=True)

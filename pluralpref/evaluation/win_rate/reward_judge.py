@@ -17,7 +17,7 @@ from pluralpref.evaluation.win_rate.judge import Comparison, Verdict
 from pluralpref.evaluation.win_rate.prompts import Prompt, transcript_turns
 from pluralpref.likelihood.batches import device_of
 from pluralpref.likelihood.causal_lm import evaluation_flags
-from pluralpref.likelihood.reference_cache import reference_key
+from pluralpref.likelihood.reference_key import reference_key
 
 
 class RewardModelJudge:
