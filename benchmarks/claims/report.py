@@ -41,7 +41,7 @@ def read(path: Path) -> pd.DataFrame:
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill; run.py makes it again
             rows.append(json.loads(line))
-    table = pd.json_normalize(rows)
+    table = pd.json_normalize(rows).drop_duplicates(["kind", "level", "seed", "method"])
     for name in ("cv_single", "cv_panel"):
         values = [v if isinstance(v, list) else [np.nan] * 3 for v in table[name]]  # a mixture over people has no cv
         table[[name, f"{name}_low", f"{name}_high"]] = values

@@ -98,6 +98,9 @@ def run_population(job: tuple[str, float, int, bool, Path]) -> str:
         precompute_reference(base, d, collator, batch_size=256, progress=False) for d in (train, held_out)
     )
     for method in wanted:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            return "the run was killed"  # and may have been started again
         row = train_one(method, population, base, tokenizer, train, held_out, size)
         # One write for a line: processes share the file, and a killed run leaves whole lines and perhaps a last part.
         with output.open("a") as file:
