@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     table = read(parser.parse_args().output)
+    print(f"### All populations\n\n{overview(table)}\n\n### Learned and true cv\n\n{spreads(table)}\n")
     for kind in TITLES:
         for level, rows in table[table.kind == kind].groupby("level"):
             print(f"### {TITLES[kind].format(level=level)}\n\n{markdown(rows)}\n")
@@ -59,7 +60,7 @@ def markdown(rows: pd.DataFrame) -> str:
         "| win rate (smaller group) | cv, training | cv, single posterior (95 %) | cv, panel posterior (95 %) | ms a step |",
         "|---" * 15 + "|",
     ]
-    wide = {v: rows.pivot_table(index="seed", columns="method", values=v) for v in LOSSES}
+    wide = {v: pivot(rows, v) for v in LOSSES}
     for name in names:
         own = rows[rows.method == name]
         mean = own.select_dtypes("number").mean()
@@ -72,6 +73,72 @@ def markdown(rows: pd.DataFrame) -> str:
             f"| {mean.cv_panel:.2f} ({mean.cv_panel_low:.2f} to {mean.cv_panel_high:.2f}) | {1000 * mean.seconds:.0f} |"
         )
     return "\n".join(lines).replace("nan (nan to nan)", "–").replace("nan (nan)", "–").replace("nan", "–")
+
+
+def overview(table: pd.DataFrame) -> str:
+    """Differences to the control on the same population, by what people differ in, and the learned cv beside the true one."""
+    homogeneous = (table.kind == "strength") & (table.level == 0)
+    parts = {
+        "nobody differs": table[homogeneous],
+        "strength": table[(table.kind == "strength") & ~homogeneous],
+        "direction": table[table.kind == "direction"],
+        "noise": table[table.kind == "noise"],
+    }
+    lines = [
+        "Difference to the control, paired by population; in brackets the 95 % interval of a t test over populations. Log-loss: "
+        "how much lower, in thousandths of a nat. Win rate: how much higher, in points. Last column, no difference: by how many "
+        "percent the margin's macro average over groups exceeds the micro average.\n",
+        "| people differ in | populations | method | log-loss, micro | macro, by groups | win rate | smaller group's "
+        "| macro over micro margin |",
+        "|---" * 8 + "|",
+    ]
+    for part, rows in parts.items():
+        for name in dict.fromkeys(rows.method):
+            if name == CONTROL:
+                continue
+            cells = [
+                difference(pivot(rows, value) * scale, name, digits=1)
+                for value, scale in (
+                    ("log_loss", 1000),
+                    ("log_loss_macro_group", 1000),
+                    ("win_rate.all", -100),
+                    ("win_rate.smaller", -100),
+                )
+            ]
+            own = rows[rows.method == name]
+            excess = 100 * (own.margin_macro_group / own.margin - 1).mean()
+            count = len(own[["level", "seed"]].drop_duplicates())
+            lines.append(f"| {part} | {count} | {name} | {' | '.join(cells)} | {excess:.1f} |")
+    return "\n".join(lines).replace("nan", "–")
+
+
+def spreads(table: pd.DataFrame) -> str:
+    """The cv that training ends with, and that of the posteriors on held-out margins, beside the true one."""
+    lines = [
+        "Means over populations of the training law's cv, and of the posterior means from held-out margins, every choice by "
+        "itself and person by person; in brackets in how many populations the 95 % interval holds the true cv.\n",
+        "| people differ in | true cv of β | method | training | posterior, single choices | posterior, panels |",
+        "|---" * 6 + "|",
+    ]
+    for (kind, level), rows in table[table.cv_panel.notna()].groupby(["kind", "level"]):
+        true = level if kind == "strength" else 0.0
+        for name in (n for n in dict.fromkeys(rows.method) if n == CONTROL or n.startswith("MixDPO")):
+            own = rows[rows.method == name]
+            cells = []
+            for value in ("cv_single", "cv_panel"):
+                # A posterior of a number that can't be negative never holds 0 itself: 0.05 is taken for it.
+                low, high = own[f"{value}_low"], own[f"{value}_high"]
+                held = ((low <= max(true, 0.05)) & (high >= true)).sum()
+                cells.append(f"{own[value].mean():.2f} ({held} of {len(own)})")
+            lines.append(
+                f"| {kind} {level:g} | {true:g} | {name} | {own.cv_training.mean():.2f} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines)
+
+
+def pivot(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """A value by population and method."""
+    return rows.pivot_table(index=["kind", "level", "seed"], columns="method", values=value)
 
 
 def explanations(table: pd.DataFrame) -> str:
@@ -92,15 +159,15 @@ def explanations(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def difference(wide: pd.DataFrame, name: str) -> str:
-    """How much lower the log-loss is than the control's on the same populations."""
-    if CONTROL not in wide or name == CONTROL:
+def difference(wide: pd.DataFrame, name: str, digits: int = 4) -> str:
+    """How much lower a value is than the control's on the same populations."""
+    if CONTROL not in wide or name == CONTROL or name not in wide:
         return "–"
     gain = (wide[CONTROL] - wide[name]).dropna().to_numpy()
     if len(gain) < 2:
-        return f"{gain.mean():.4f}" if len(gain) else "–"
+        return f"{gain.mean():.{digits}f}" if len(gain) else "–"
     half = t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-    return f"{gain.mean():.4f} ({gain.mean() - half:.4f} to {gain.mean() + half:.4f})"
+    return f"{gain.mean():.{digits}f} ({gain.mean() - half:.{digits}f} to {gain.mean() + half:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class MixDPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # compute_loss divides by the weights of the whole optimiser step itself.
+        # compute_loss divides by what the whole optimiser step counts itself.
         self.loss_is_scaled_for_ga = True
         # transformers can't see that a batch has a loss when it has no "labels".
         self.can_return_loss = True
@@ -168,6 +168,7 @@ class MixDPOTrainer(Trainer):
         self._termination = Termination()
         self.add_callback(self._termination)
         self.num_pairs = len(train_dataset) if train_dataset is not None else 1
+        self._mean_weight = _mean_weight(train_dataset)
         if self.optimizer is not None:
             self._check_given_optimizer()
         if args.precompute_ref_log_probs and self.ref_model is not None:
@@ -212,14 +213,21 @@ class MixDPOTrainer(Trainer):
     # -- loss ----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimiser step, and the sum of their pairs' weights."""
+        """The micro-batches of one optimiser step, and what the sum of its pairs' losses is divided by.
+
+        That is the number of pairs times the mean weight of all training pairs. The sum of the step's own weights would take the
+        weight of a pair that is alone in its step away again; it is right where a loss weighs the pairs of a step
+        against each other.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         loss = self._trained.pair_loss
-        if loss is not None and loss.looks_ahead and batches:
+        ahead = loss is not None and loss.looks_ahead
+        if loss is not None and ahead and batches:
             column = self.args.gr_dpo_column if loss.needs_groups else None
             gather = None if self.args.world_size == 1 else gather_object
             weigh_pairs(loss, batches, self._margins_before_step, column, gather, self.args.process_index)
-        total = torch.tensor(sum(float(batch["weight"].sum()) for batch in batches), dtype=working_dtype(device))
+        counts = [float(b["weight"].sum()) if ahead else len(b["weight"]) * self._mean_weight for b in batches]
+        total = torch.tensor(sum(counts), dtype=working_dtype(device))
         return batches, self.accelerator.reduce(total.to(device), "sum")
 
     def _margins_before_step(self, batch: dict[str, Any]) -> Tensor:
@@ -478,6 +486,15 @@ class MixDPOTrainer(Trainer):
         if termination.received:
             raise SystemExit(EXIT_CODE)
         return result
+
+
+def _mean_weight(train_dataset: Any) -> float:
+    if train_dataset is None or "weight" not in train_dataset.column_names:
+        return 1.0
+    mean = float(torch.tensor(train_dataset["weight"][:], dtype=torch.float64).mean())
+    if not mean > 0:
+        raise DataError("weight is 0 in every training row: nothing is left to learn from")
+    return mean
 
 
 def _refuse_other_engines(args: MixDPOConfig) -> None:

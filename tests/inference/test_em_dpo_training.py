@@ -16,7 +16,6 @@ from pluralpref.demo.population import TOPICS, WORDS, build_tokenizer
 from pluralpref.errors import ConfigError, DataError, PluralPrefWarning, UnsupportedError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
 from pluralpref.inference.em_dpo import EMDPO, EMDPOResult, driver
-from pluralpref.inference.em_dpo.m_step import WeightedDPOTrainer
 from pluralpref.likelihood import precompute_reference, score_margins
 from pluralpref.models import FixedStrength
 
@@ -225,7 +224,7 @@ def test_weights_count_at_any_batch_size(base, words, short, tmp_path, size):
             "per_device_train_batch_size": batch,
         }  # fmt: skip
         args = MixDPOConfig(str(tmp_path / f"{len(data)}-{batch}"), **{**short, **options})
-        WeightedDPOTrainer(policy, None, FixedStrength(1.0), args, data, processing_class=words).train()
+        MixDPOTrainer(policy, None, FixedStrength(1.0), args, data, processing_class=words).train()
         change = policy.lm_head.weight.detach() - base.lm_head.weight.detach().double()
         return change / 1e-7
 
@@ -314,7 +313,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed(make, whole, monkeypatch, moment, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 1}
-    steps, step, save = [], WeightedDPOTrainer.training_step, LlamaForCausalLM.save_pretrained
+    steps, step, save = [], MixDPOTrainer.training_step, LlamaForCausalLM.save_pretrained
 
     def report(line):
         if moment == "between classes" and line.startswith("iteration 2, class 2:"):
@@ -334,7 +333,7 @@ def test_killed_and_resumed(make, whole, monkeypatch, moment, tmp_path):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(WeightedDPOTrainer, "training_step", training_step)
+        patch.setattr(MixDPOTrainer, "training_step", training_step)
         patch.setattr(LlamaForCausalLM, "save_pretrained", save_pretrained)
         with pytest.raises(Killed):
             make(args=saving, report=report).train()
@@ -349,7 +348,7 @@ def test_killed_and_resumed(make, whole, monkeypatch, moment, tmp_path):
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WeightedDPOTrainer, "training_step", training_step_again)
+        patch.setattr(MixDPOTrainer, "training_step", training_step_again)
         result = make(args=saving, report=lines.append).train(resume=True)
     assert again == MOMENTS[moment]
     assert not any(line.startswith("iteration 1") for line in lines)

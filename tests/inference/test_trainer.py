@@ -176,6 +176,11 @@ def test_weights_and_soft_labels(make, tiny_llama, tiny_tokenizer):
     assert trainer.compute_loss(policy, batch).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_weights_that_are_all_zero_are_refused(make):
+    with pytest.raises(DataError, match="weight is 0 in every training row"):
+        make(FixedStrength(0.3), data=_pairs(4).add_column("weight", [0.0] * 4))
+
+
 def test_accumulation_changes_nothing(make):
     data = _pairs().add_column("weight", [1.0 + i % 3 for i in range(NUM_PAIRS)])
     ends = []

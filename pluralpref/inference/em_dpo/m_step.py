@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pluralpref.inference.config import MixDPOConfig
-from pluralpref.inference.marginal.safe_math import working_dtype
 from pluralpref.inference.trainer import MixDPOTrainer
 from pluralpref.models import FixedStrength
 
 #: Pairs that weigh no more than this in a class are left out of its M-step, and counted.
 MIN_WEIGHT = 1e-6
-
-
-class WeightedDPOTrainer(MixDPOTrainer):
-    r"""DPO on :math:`\sum_i w_i [-\log \sigma(\beta h_i)]` with weights that count at any batch size.
-
-    The trainer divides a step's loss by the sum of the weights in the step. With one pair in a step that takes its weight away
-    again, and with few it evens out what the weights should tell apart. Here a step is divided by its number of pairs times
-    the mean weight of all pairs, the same for every step.
-    """
-
-    @cached_property
-    def mean_weight(self) -> float:
-        """Of all training pairs."""
-        return float(torch.tensor(self.train_dataset["weight"][:], dtype=torch.float64).mean())
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimiser step, and its number of pairs times the mean weight of all pairs."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pairs = sum(len(batch["weight"]) for batch in batches)
-        return batches, torch.tensor(pairs * self.mean_weight, dtype=working_dtype(device), device=device)
 
 
 def class_weights(responsibility: Tensor, annotator: Tensor, weight: Tensor) -> Tensor:
@@ -77,7 +54,7 @@ def train_class(
     kept = (weight > MIN_WEIGHT).nonzero().flatten().tolist()
     chosen = pairs if len(kept) == len(pairs) else pairs.select(kept)
     chosen = chosen.remove_columns(["weight"] if "weight" in chosen.column_names else [])
-    trainer = WeightedDPOTrainer(
+    trainer = MixDPOTrainer(
         policy,
         strength=FixedStrength(beta),
         args=options,
