@@ -19,6 +19,14 @@ from scipy.stats import t
 
 CONTROL = "DPO, β learned"
 LOSSES = ("log_loss", "log_loss_macro", "log_loss_macro_group")
+#: (what it is, column, factor of how much lower it is than the control's)
+OVERVIEW = (
+    ("How much lower than the control's the log-loss is, thousandths of a nat (95 % interval of a t test over populations).",
+     "log_loss", 1000),
+    ("The same of the log-loss's macro average over groups.", "log_loss_macro_group", 1000),
+    ("How much higher than the control's the win rate is, in points.", "win_rate.all", -100),
+    ("The same of the smaller group's win rate.", "win_rate.smaller", -100),
+)  # fmt: skip
 TITLES = {
     "strength": "People differ in strength: cv of β = {level:g}",
     "direction": "Three in ten people want something else: λ = {level:g}",
@@ -76,7 +84,7 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def overview(table: pd.DataFrame) -> str:
-    """Differences to the control on the same population, by what people differ in, and the learned cv beside the true one."""
+    """Differences to the control on the same population, by what people differ in."""
     homogeneous = (table.kind == "strength") & (table.level == 0)
     parts = {
         "nobody differs": table[homogeneous],
@@ -84,32 +92,31 @@ def overview(table: pd.DataFrame) -> str:
         "direction": table[table.kind == "direction"],
         "noise": table[table.kind == "noise"],
     }
+    parts = {name: rows for name, rows in parts.items() if len(rows)}
+    tables = []
+    for title, value, scale in OVERVIEW:
+        lines = [f"{title}\n", "| method | " + " | ".join(parts) + " |", "|---" * (len(parts) + 1) + "|"]
+        for name in dict.fromkeys(table.method):
+            cells = [difference(pivot(rows, value) * scale, name, digits=1) for rows in parts.values()]
+            if any(cell != "–" for cell in cells):
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
     lines = [
-        "Difference to the control, paired by population; in brackets the 95 % interval of a t test over populations. Log-loss: "
-        "how much lower, in thousandths of a nat. Win rate: how much higher, in points. Last column, no difference: by how many "
-        "percent the margin's macro average over groups exceeds the micro average.\n",
-        "| people differ in | populations | method | log-loss, micro | macro, by groups | win rate | smaller group's "
-        "| macro over micro margin |",
-        "|---" * 8 + "|",
+        "By how many percent the margin's macro average over groups exceeds its micro average, under the same policy.\n",
+        "| method | " + " | ".join(parts) + " |",
+        "|---" * (len(parts) + 1) + "|",
     ]
-    for part, rows in parts.items():
-        for name in dict.fromkeys(rows.method):
-            if name == CONTROL:
-                continue
-            cells = [
-                difference(pivot(rows, value) * scale, name, digits=1)
-                for value, scale in (
-                    ("log_loss", 1000),
-                    ("log_loss_macro_group", 1000),
-                    ("win_rate.all", -100),
-                    ("win_rate.smaller", -100),
-                )
-            ]
-            own = rows[rows.method == name]
-            excess = 100 * (own.margin_macro_group / own.margin - 1).mean()
-            count = len(own[["level", "seed"]].drop_duplicates())
-            lines.append(f"| {part} | {count} | {name} | {' | '.join(cells)} | {excess:.1f} |")
-    return "\n".join(lines).replace("nan", "–")
+    for name in dict.fromkeys(table.method):
+        own = [rows[rows.method == name] for rows in parts.values()]
+        excess = [f"{100 * (rows.margin_macro_group / rows.margin - 1).mean():.1f}" for rows in own]
+        if any(cell != "nan" for cell in excess):
+            lines.append(f"| {name} | {' | '.join(excess)} |".replace("nan", "–"))
+    return "\n\n".join(["Populations: " + ", ".join(map(count_of, parts.items())) + ".", *tables, "\n".join(lines)])
+
+
+def count_of(part: tuple[str, pd.DataFrame]) -> str:
+    name, rows = part
+    return f"{len(rows[['level', 'seed']].drop_duplicates())} ({name})"
 
 
 def spreads(table: pd.DataFrame) -> str:
