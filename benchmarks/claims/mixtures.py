@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
+from measures import measures_of_log_odds
 
 from pluralpref.data import PreferenceCollator
 from pluralpref.inference import MixDPOConfig
@@ -34,18 +30,13 @@ def train_em(base: Any, tokenizer: Any, train: Any, held_out: Any, beta: float, 
     steps = ITERATIONS * CLASSES * math.ceil(len(train) / args.per_device_train_batch_size)
     seconds = (time.perf_counter() - started) / steps
     margins = found.margins("held_out")
-    policies = []
-    for folder in found.policies:
-        policy = copy.deepcopy(base)
-        policy.load_state_dict(type(base).from_pretrained(Path(folder)).state_dict())
-        policies.append(policy)
     known = found.metrics(margins, list(held_out["annotator"]))
     return {
-        **measures(found.log_prob(margins), found.log_prob(-margins), held_out),
+        **measures_of_log_odds(found.log_prob(margins) - found.log_prob(-margins), held_out),
         "log_loss_sequential": known["log_loss/sequential"],
         "classes": found.eta.tolist(),
         "seconds": seconds,
-        "policies": policies,
+        "policies": [type(base).from_pretrained(folder) for folder in found.policies],
     }
 
 
@@ -59,17 +50,4 @@ def fit_prototypes(policy: Any, train: Any, held_out: Any, collator: PreferenceC
         for data in (train, held_out)
     ]
     found = predict_unknown(fit_pal(pairs[0], config, progress=False), pairs[1])
-    return measures(found.chosen, found.rejected, held_out)
-
-
-def measures(chosen: torch.Tensor, rejected: torch.Tensor, pairs: Any) -> dict[str, float]:
-    """Of the log-probabilities of both outcomes of held-out choices, every choice as one of a person of its own."""
-    table = pd.DataFrame({"loss": -chosen.numpy(), "right": (chosen > rejected).numpy().astype(float)})
-    people, groups = np.array(pairs["annotator"]), np.array(pairs["group"])
-    return {
-        "log_loss": float(table.loss.mean()),
-        "log_loss_macro": float(table.loss.groupby(people).mean().mean()),
-        "log_loss_macro_group": float(table.loss.groupby(groups).mean().mean()),
-        "accuracy": float(table.right.mean()),
-        "accuracy_worst": float(table.right.groupby(groups).mean().min()),
-    }
+    return measures_of_log_odds(found.log_odds, held_out)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measures import measures
 from methods import EXPLAINED, METHODS, SHORT, Method
 from mixtures import fit_prototypes, train_em
 from population import Population
@@ -38,7 +39,6 @@ from pluralpref.demo.population import ANSWER_WORDS, TOPICS, WORDS, build_tokeni
 from pluralpref.demo.runs import tuned_policy
 from pluralpref.diagnostics import IndependentChoices, compare
 from pluralpref.errors import PluralPrefWarning
-from pluralpref.evaluation import held_out_metrics
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer, fit_posterior
 from pluralpref.likelihood import precompute_reference, score_margins
 from pluralpref.models import FixedStrength, LogNormalStrength, OpposedStrength
@@ -144,7 +144,6 @@ def train_one(
         return fit_prototypes(policy, train, held_out, collator, population.seed)
     margins = score_margins(policy, None, held_out, collator, batch_size=256, progress=False)["margins"]
     people = list(held_out["annotator"])
-    metrics = held_out_metrics(strength, margins, annotator=people, groups={"group": list(held_out["group"])})
     single = fit_posterior(LogNormalStrength(mean=0.3, cv=0.5), margins, progress_bar=False, seed=0)
     panel = fit_posterior(LogNormalStrength(mean=0.3, cv=0.5), margins, annotator=people, progress_bar=False, seed=0)
     return {
@@ -152,15 +151,8 @@ def train_one(
         "cv_single": summary(single),
         "cv_panel": summary(panel),
         "explained": explained(margins, people) if method.name in EXPLAINED else None,
-        "log_loss": metrics["log_loss"],
-        "log_loss_macro": metrics["log_loss/macro"],
-        "log_loss_macro_group": metrics["log_loss/macro/group"],
+        **measures(strength, margins, held_out),
         "log_loss_scaled": scaled_log_loss(margins),
-        "accuracy": metrics["accuracy"],
-        "accuracy_worst": min(metrics[f"group/group={g}/accuracy"] for g in ("larger", "smaller")),
-        "margin": metrics["margins"],
-        "margin_macro": metrics["margins/macro"],
-        "margin_macro_group": metrics["margins/macro/group"],
         "win_rate": win_rate(population, [policy], [1.0], base, tokenizer, int(size["answers"])),
         "seconds": seconds,
     }

@@ -221,12 +221,13 @@ class MixDPOTrainer(Trainer):
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         loss = self._trained.pair_loss
-        ahead = loss is not None and loss.looks_ahead
-        if loss is not None and ahead and batches:
+        if loss is not None and not loss.looks_ahead:
+            loss = None
+        if loss is not None and batches:
             column = self.args.gr_dpo_column if loss.needs_groups else None
             gather = None if self.args.world_size == 1 else gather_object
             weigh_pairs(loss, batches, self._margins_before_step, column, gather, self.args.process_index)
-        counts = [float(b["weight"].sum()) if ahead else len(b["weight"]) * self._mean_weight for b in batches]
+        counts = [len(b["weight"]) * self._mean_weight if loss is None else float(b["weight"].sum()) for b in batches]
         total = torch.tensor(sum(counts), dtype=working_dtype(device))
         return batches, self.accelerator.reduce(total.to(device), "sum")
 

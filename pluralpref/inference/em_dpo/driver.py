@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pluralpref.data import RowReport
@@ -36,7 +35,7 @@ from pluralpref.inference.em_dpo.record import (
     read_responsibilities,
     write_responsibilities,
 )
-from pluralpref.inference.em_dpo.result import MARGINS_NAME, EMDPOResult
+from pluralpref.inference.em_dpo.result import MARGINS_NAME, EMDPOResult, read_margins
 from pluralpref.inference.em_dpo.scoring import PairScorer
 from pluralpref.inference.em_dpo.settings import check_options, check_policy, data_settings, run_settings
 
@@ -191,8 +190,7 @@ class EMDPO:
         shutil.rmtree(work, ignore_errors=True)
 
     def _margins(self, iteration: int, which: str) -> Tensor:
-        folders = [class_folder(self.output_dir, iteration, k) for k in range(self.num_classes)]
-        return torch.stack([load_file(folder / MARGINS_NAME)[which] for folder in folders], dim=1)
+        return read_margins([class_folder(self.output_dir, iteration, k) for k in range(self.num_classes)], which)
 
     # -- one iteration -------------------------------------------------------------------------------------------
 

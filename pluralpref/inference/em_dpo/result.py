@@ -20,6 +20,14 @@ from pluralpref.inference.em_dpo.record import RunRecord, class_folder, iteratio
 MARGINS_NAME = "margins.safetensors"
 
 
+def read_margins(policies: Sequence[Path], which: str) -> Tensor:
+    """Margins under the policies of some folders, see :meth:`EMDPOResult.margins`."""
+    found = [load_file(folder / MARGINS_NAME) for folder in policies]
+    if which not in found[0]:
+        raise DataError(f"the run has no margins of {which!r} pairs: there are {', '.join(found[0])}")
+    return torch.stack([each[which] for each in found], dim=1)
+
+
 @dataclass(frozen=True)
 class EMDPOResult:
     """A mixture of K policies and its annotators.
@@ -65,10 +73,7 @@ class EMDPOResult:
         :param which: ``"train"`` or ``"held_out"``.
         :raises DataError: if the run had no such pairs.
         """
-        found = [load_file(folder / MARGINS_NAME) for folder in self.policies]
-        if which not in found[0]:
-            raise DataError(f"the run has no margins of {which!r} pairs: there are {', '.join(found[0])}")
-        return torch.stack([each[which] for each in found], dim=1)
+        return read_margins(self.policies, which)
 
     def log_prob(
         self,
