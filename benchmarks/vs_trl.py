@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import os
 import platform
@@ -107,6 +108,8 @@ def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> Non
                 seconds[name].append(value)
         print(f"round {round_}: " + ", ".join(f"{name} {value:.1f} s" for name, value in spent.items()), flush=True)
     fastest = peak_rate(options)
+    steps.clear()  # the models of four trainers, beside which another process might not find room
+    gc.collect()
     memory = {} if options.no_memory else {name: peak(name) for name in VARIANTS}
     every = [row for batch in rows for row in batch]
     print(f"\n{hardware(options.threads)}")

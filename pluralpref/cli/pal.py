@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import pandas as pd
 from torch import Tensor
 
 from pluralpref.atomic import written_aside
-from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs
+from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs, tokenize_sets
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse, show_progress
 from pluralpref.cli.pal_options import KNOWN_FRACTION, PalModelOptions, PalRunOptions
-from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
+from pluralpref.data import PreferenceCollator, padding_token
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.evaluation import metrics_of, pair_scores
 from pluralpref.evaluation.summary import plain
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "--few_shot has no effect: no held-out pair is of a new person; hold people out with --held_out_by annotator"
         )
-    embedded = _embed([pairs for pairs in (train, others) if pairs is not None], data, model_options, run, folder)
+    embedded = _embed({"train": train, "held_out": others}, data, model_options, run, folder)
     fitted, known = _hold_out(embedded[0], embedded[1:], run.known_fraction, model.seed)
     pal = fit_pal(fitted, config, strength=strength, progress=show_progress())
     groups, shots = _predict(pal, known, embedded[1] if others is not None else None, run, model.seed)
@@ -96,27 +96,16 @@ def _names(pairs: Any) -> list[str]:
 
 
 def _embed(
-    sets: Sequence[Any], data: DataOptions, model_options: ModelOptions, run: PalRunOptions, folder: Path
+    sets: Mapping[str, Any], data: DataOptions, model_options: ModelOptions, run: PalRunOptions, folder: Path
 ) -> list[PalPairs]:
     """Tokenise and embed each data set; embeddings are kept as they are made."""
     tokenizer = load_tokenizer(model_options)
-    tokenized = []
-    for pairs in sets:
-        rows, report = tokenize_preferences(
-            pairs,
-            tokenizer,
-            max_length=run.max_length,
-            truncation_mode=run.truncation_mode,
-            strict=run.strict,
-            hh_format=data.hh_format,
-        )
-        print(report.summary(), flush=True)
-        tokenized.append(rows)
+    tokenized, _ = tokenize_sets(sets, tokenizer, data, run)
     language_model = load_model(model_options)
     cache = run.embeddings_dir or folder / "embeddings"
     collator = PreferenceCollator(padding_token(tokenizer))
     found = []
-    for rows in tokenized:
+    for rows in tokenized.values():
         embeddings = answer_embeddings(
             language_model, rows, collator, batch_size=run.batch_size, progress=show_progress(), cache_dir=cache
         )

@@ -111,6 +111,20 @@ def as_choices(
     return Choices(h, y, w, codes, labels, columns, {name: column.numpy() for name, column in numbers.items()})
 
 
+def annotator_names(values: Any, needed_by: str) -> list[str]:
+    """Who chose in each pair, as text.
+
+    :param values: (pairs,) names of any kind.
+    :param needed_by: what can't do without them, for the message.
+    :raises DataError: naming the first row whose name is missing or blank.
+    """
+    labels = values.tolist() if hasattr(values, "tolist") else list(values)
+    for row, label in enumerate(labels):
+        if label is None or label != label or not str(label).strip():
+            raise DataError(f"row {row}: column 'annotator' is empty; {needed_by} needs to know who made every choice")
+    return [str(label) for label in labels]
+
+
 def rows_among(code: Tensor, units: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(rows whose code is one of some units, the place of each row's unit among these).
 

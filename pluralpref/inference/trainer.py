@@ -404,7 +404,7 @@ class MixDPOTrainer(Trainer):
         if not self.args.panel or dataset is None:
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return AnnotatorSampler(dataset["annotator"], seed)
+        return AnnotatorSampler(dataset["annotator"], self._train_batch_size, seed)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the pairs' metrics and the law of beta, and append to ``metrics.jsonl`` of the run."""

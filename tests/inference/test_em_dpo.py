@@ -157,8 +157,9 @@ def test_metrics_count_people(mixture):
 
 
 def test_bad_input(mixture):
-    with pytest.raises(DataError, match="row 1: column 'annotator' is empty"):
-        annotator_codes(["a", None])
+    for missing in (None, " ", float("nan")):
+        with pytest.raises(DataError, match="row 1: column 'annotator' is empty; EM-DPO needs"):
+            annotator_codes(["a", missing])
     with pytest.raises(DataError, match="don't fit"):
         responsibilities(PROBABILITIES.log(), ANNOTATOR[:2], ETA.log())
     with pytest.raises(DataError, match="margins must be finite"):

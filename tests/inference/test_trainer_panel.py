@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyro import distributions as dist
 from torch.nn.functional import logsigmoid
 
@@ -173,7 +175,7 @@ def test_laws_that_differ_in_more_than_their_scale_are_refused():
 
 def test_sampler_keeps_people_together():
     names = [f"p{i % 7}" for i in range(50)]
-    sampler = AnnotatorSampler(names, seed=3)
+    sampler = AnnotatorSampler(names, 4, seed=3)
     orders = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
@@ -183,8 +185,40 @@ def test_sampler_keeps_people_together():
         assert sum(a != b for a, b in pairwise(people)) == 6
         orders.append(order)
     assert orders[0] == orders[2] != orders[1]
-    assert list(AnnotatorSampler(names, seed=4)) != orders[0]
+    assert list(AnnotatorSampler(names, 4, seed=4)) != orders[0]
     assert len(sampler) == 50
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        AnnotatorSampler(names, 0)
+
+
+def test_people_who_fill_a_batch_together_are_put_into_one():
+    names = [f"a{i // 3}" for i in range(30)] + [f"b{i // 5}" for i in range(50)]
+    for seed in range(5):
+        people = [names[i] for i in AnnotatorSampler(names, 8, seed=seed)]
+        assert all(len(set(people[i : i + 8])) == 2 for i in range(0, 80, 8))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=20),
+    st.integers(1, 9),
+    st.integers(0, 2**32),
+)
+def test_people_are_cut_only_where_nobody_else_fits(sizes, batch_size, seed):
+    names = [person for person, size in enumerate(sizes) for _ in range(size)]
+    order = list(AnnotatorSampler(names, batch_size, seed))
+    assert sorted(order) == list(range(len(names)))
+    waiting = dict(enumerate(sizes))
+    start = 0
+    while start < len(order):
+        person = names[order[start]]
+        size = waiting.pop(person)
+        assert [names[i] for i in order[start : start + size]] == [person] * size
+        room = batch_size - start % batch_size
+        if size > room and room < batch_size:  # cut in two, which a later batch might have held as one
+            assert min([size, *waiting.values()]) > room
+            assert size > batch_size or max([size, *waiting.values()]) <= batch_size
+        start += size
 
 
 def test_refusals(make):

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pluralpref.errors import ConfigError, DataError
 
 _VERSION = 1
@@ -19,7 +21,7 @@ class Journal:
 
     The first line says what the file holds and with which settings it was made; it is refused under other settings.
     The last line may have been cut by a kill or a full disk: it is taken off and its record is made again. A cut
-    anywhere else is an error, since nothing here leaves one.
+    anywhere else is an error, since nothing here leaves one. While it is open, no other process can open it.
 
     :param path: made if it isn't there, its folder too.
     :param kind: what the records are, ``"answers"`` or ``"verdicts"``.
@@ -27,7 +29,7 @@ class Journal:
     :param key: tells records apart; each may be there once.
     :param info: further plain values for the first line, for a reader; they may change.
     :raises DataError: for a file of something else, a broken line, or a record that is there twice.
-    :raises ConfigError: for a file made with other settings.
+    :raises ConfigError: for a file made with other settings, and one that is open already.
     """
 
     def __init__(
@@ -40,6 +42,26 @@ class Journal:
     ) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{self.path} is being written by another run: wait until it has ended, or choose another folder"
+            ) from None
+        try:
+            self._open(kind, settings, key, info)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        key: Callable[[dict[str, Any]], Hashable],
+        info: dict[str, Any] | None,
+    ) -> None:
         self._key = key
         header = json.loads(_line({"file": kind, "version": _VERSION, "settings": settings, **(info or {})}))
         self.records: dict[Hashable, dict[str, Any]] = {}
@@ -76,6 +98,7 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._lock.release()
 
     def __enter__(self) -> Journal:
         return self

@@ -14,6 +14,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pluralpref.atomic import folder_written_aside
 from pluralpref.data import RowReport
 from pluralpref.errors import ConfigError, DataError, PluralPrefWarning
 from pluralpref.inference.config import MixDPOConfig
@@ -25,7 +26,7 @@ from pluralpref.inference.em_dpo.e_step import (
     responsibilities,
 )
 from pluralpref.inference.em_dpo.m_step import MIN_WEIGHT, class_options, class_weights, train_class
-from pluralpref.inference.em_dpo.policies import folder_written_aside, load_policy_into
+from pluralpref.inference.em_dpo.policies import load_policy_into
 from pluralpref.inference.em_dpo.record import (
     RECORD_NAME,
     Iteration,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pluralpref.errors import ConfigError, DataError
+from pluralpref.inference.choices import annotator_names
 
 
 def pair_log_likelihoods(margins: Any, beta: float, *, preferred: Any = None, weight: Any = None) -> Tensor:
@@ -85,11 +86,9 @@ def annotator_codes(names: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
     :returns: (pairs,) int64; (annotators,) names.
     :raises DataError: naming the first row without an annotator.
     """
-    for row, name in enumerate(names):
-        if name is None:
-            raise DataError(f"row {row}: column 'annotator' is empty; EM-DPO needs to know who made every choice")
-    known = {name: code for code, name in enumerate(dict.fromkeys(map(str, names)))}
-    return torch.tensor([known[str(name)] for name in names]), tuple(known)
+    labels = annotator_names(names, "EM-DPO")
+    known = {name: code for code, name in enumerate(dict.fromkeys(labels))}
+    return torch.tensor([known[name] for name in labels]), tuple(known)
 
 
 def check_num_classes(num_classes: int) -> None:

@@ -3,34 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-
-
-@contextmanager
-def folder_written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a folder beside ``path`` to write to; it is renamed to ``path`` at the end, or removed after an error.
-
-    A folder that is there is complete, also when the writer is killed.
-
-    :param path: replaced if it is there.
-    """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_policy_into(model: Any, folder: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pluralpref.errors import DataError
-from pluralpref.inference.choices import as_choices
+from pluralpref.inference.choices import annotator_names, as_choices
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def pal_pairs(
         prompt = _matrix("prompt", embeddings["prompt"])
         if len(prompt) != pairs:
             raise DataError(f"embeddings 'prompt' have {len(prompt)} rows but there are {pairs} pairs")
-    names = None if annotator is None else _names(annotator)
+    names = None if annotator is None else annotator_names(annotator, "PAL")
     choices = as_choices(torch.zeros(pairs), annotator=names, weight=weight, preferred=preferred)
     ones = torch.ones(pairs, dtype=torch.float64)
     return PalPairs(
@@ -148,11 +148,3 @@ def _matrix(name: str, values: Any) -> Tensor:
             "embed these pairs again or leave them out"
         )
     return matrix
-
-
-def _names(values: Any) -> list[str]:
-    labels = values.tolist() if hasattr(values, "tolist") else list(values)
-    for row, label in enumerate(labels):
-        if label is None or label != label or not str(label).strip():
-            raise DataError(f"row {row}: column 'annotator' is empty; PAL needs the name of who chose in every pair")
-    return [str(label) for label in labels]

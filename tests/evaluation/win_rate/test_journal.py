@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -83,3 +85,25 @@ def test_text_is_readable_and_half_surrogates_survive(tmp_path):
     assert read_header(path, "answers")["by"] == "someone"
     assert read_header(path, "verdicts") is None
     assert json.loads(path.read_text().splitlines()[1]) == {"id": 0, "text": "größer 日本"}
+
+
+def test_two_runs_dont_write_to_one_file(tmp_path):
+    path = tmp_path / "j.jsonl"
+    script = (
+        "import sys, os\n"
+        "from pluralpref.evaluation.win_rate.journal import Journal\n"
+        "Journal(sys.argv[1], 'answers', {'a': 1, 'b': {'c': [2]}}, lambda r: r['id'], {'by': 'someone'}).append({'id': 7})\n"
+        "os._exit(9)\n"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    with open_journal(path) as journal:
+        journal.append({"id": 0})
+        with pytest.raises(ConfigError, match="is being written by another run: wait"):
+            open_journal(path)
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "is being written by another run" in other.stderr
+    assert subprocess.run(command, check=False).returncode == 9  # ends without closing it
+    with pytest.raises(DataError, match="is no file of verdicts"):
+        Journal(path, "verdicts", {}, lambda r: r["id"])
+    with open_journal(path) as journal:
+        assert list(journal.records) == [0, 7]
