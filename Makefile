@@ -16,7 +16,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e ".[dev,gguf]" --config-settings editable_mode=compat
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e ".[dev,gguf,peft]" --config-settings editable_mode=compat
 	touch $@
 
 demo: $(STAMP)
@@ -36,7 +36,7 @@ typecheck: $(STAMP)
 	$(BIN)/mypy -p pluralpref
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e ".[dev,gguf,bench,peft]" --config-settings editable_mode=compat
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e ".[dev,gguf,peft,bench]" --config-settings editable_mode=compat
 	$(BIN)/python -m pytest -m bench $(TEST_ARGS)
 	$(BIN)/python benchmarks/marginal_cost.py
 	$(BIN)/python benchmarks/objective_overhead.py

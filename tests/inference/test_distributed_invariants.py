@@ -1,4 +1,8 @@
-"""Layout, reference, accumulation and number of processes, each with each: none of them changes what is learned."""
+"""Layout, reference, accumulation and number of processes, each with each: none of them changes what is learned.
+
+Once a layer of the model is trained and once adapters are; so a reference that isn't given shares what isn't trained, or is the
+model with its adapters off.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +50,17 @@ def model():
         )
     )
     made.requires_grad_(False)
-    made.model.layers[-1].requires_grad_(True)  # so that a reference may share the rest with the policy
     return made
+
+
+def policy():
+    made = model()
+    if trained == "layer":
+        made.model.layers[-1].requires_grad_(True)
+        return made
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(made, LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "up_proj"]))
 
 
 random = torch.Generator().manual_seed(1)
@@ -59,10 +72,10 @@ pairs = Dataset.from_list(
         for i in range(24)
     ]
 )
-output, world = sys.argv[1], int(sys.argv[2])
+output, world, trained = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 found = {}
 for strength, layout, reference, accumulation in itertools.product(
-    STRENGTHS, ["padded", "shared"], ["live", "precomputed", "parts"], [1, 4]
+    STRENGTHS, ["padded", "shared"], ["live", "precomputed", "not_given"], [1, 4]
 ):
     args = MixDPOConfig(
         tempfile.mkdtemp(), attn_layout=layout, precompute_ref_log_probs=reference == "precomputed", optim="sgd",
@@ -71,15 +84,15 @@ for strength, layout, reference, accumulation in itertools.product(
         save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, seed=3,
         ddp_backend="gloo" if world > 1 else None,
     )
-    whole = model().requires_grad_(False).eval() if reference == "live" else None
+    whole = model().eval() if reference == "live" else None
     trainer = MixDPOTrainer(
-        model(), whole, STRENGTHS[strength](), args, train_dataset=pairs, processing_class=build_tokenizer()
+        policy(), whole, STRENGTHS[strength](), args, train_dataset=pairs, processing_class=build_tokenizer()
     )
     trainer.train()
     names = ("loss", "margins", "grad_norm", "logps/chosen", "beta/mean", "beta/cv")
     found["/".join([strength, layout, reference, str(accumulation)])] = {
         "steps": [{n: line[n] for n in names} for line in trainer.state.log_history if "loss" in line],
-        "weights": torch.cat([p.detach().flatten() for p in trainer.model.model.layers[-1].parameters()]).tolist(),
+        "weights": torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]).tolist(),
         "law": [float(p.detach()) for p in trainer.strength_modules.parameters()],
     }
 if args.process_index == 0:
@@ -88,7 +101,7 @@ if args.process_index == 0:
 """
 
 
-def train(folder: Path, processes: int) -> dict[str, dict]:
+def train(folder: Path, processes: int, trained: str) -> dict[str, dict]:
     script, output = folder / "train.py", folder / f"{processes}.json"
     script.write_text(SCRIPT)
     launch = [sys.executable]
@@ -98,7 +111,7 @@ def train(folder: Path, processes: int) -> dict[str, dict]:
             port = str(free.getsockname()[1])
         launch += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
     done = subprocess.run(
-        [*launch, str(script), str(output), str(processes)],
+        [*launch, str(script), str(output), str(processes), trained],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
@@ -106,8 +119,11 @@ def train(folder: Path, processes: int) -> dict[str, dict]:
     return json.loads(output.read_text())
 
 
-def test_every_combination_learns_the_same(tmp_path):
-    one, two = train(tmp_path, 1), train(tmp_path, 2)
+@pytest.mark.parametrize("trained", ["layer", "adapter"])
+def test_every_combination_learns_the_same(tmp_path, trained):
+    if trained == "adapter":
+        pytest.importorskip("peft", reason="needs the peft extra")
+    one, two = (train(tmp_path, processes, trained) for processes in (1, 2))
     assert len(one) == len(two) == 3 * 2 * 3 * 2
     for processes, found in ((1, one), (2, two)):
         for way, result in found.items():
