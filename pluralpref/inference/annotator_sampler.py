@@ -60,7 +60,7 @@ class AnnotatorSampler(Sampler[int]):
                 del waiting[size]
             for i in torch.randperm(size, generator=generator).tolist():
                 yield own[i]
-            room = self._batch_size - (self._batch_size - room + size) % self._batch_size
+            room = (room - size) % self._batch_size or self._batch_size
 
     def _next(self, waiting: dict[int, deque[tuple[int, int]]], room: int) -> int:
         """The number of pairs that the next person has."""
