@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from pluralpref.errors import ConfigError
@@ -49,6 +50,8 @@ class FrozenParts:
             # The values of the parameter object change places; a graph that holds it gets its own back before it is used.
             parameter.data = other.to(own.device, own.dtype)
             self._kept[i] = (parameter, own)
+        # Autocast keeps the 16-bit copies of parameters by the object: the policy would run with the reference's.
+        torch.clear_autocast_cache()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of the policy."""

@@ -70,16 +70,22 @@ def test_the_policy_is_given_back_after_an_error(partly):
     assert all(torch.equal(value, before[name]) for name, value in partly.state_dict().items())
 
 
-def test_gradients_are_those_beside_a_whole_copy(partly, batch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gradients_are_those_beside_a_whole_copy(partly, batch, bf16):
+    """Autocast keeps copies of parameters in 16 bits, which policy and reference mustn't share."""
+
     def gradients(reference):
         partly.zero_grad()
-        theirs = reference_pair_logps(batch, reference)
-        log_ratio_margins(pair_logps(partly, batch), theirs).exp().sum().backward()
-        return [p.grad.clone() for p in partly.parameters() if p.grad is not None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            theirs = reference_pair_logps(batch, reference)
+            margins = log_ratio_margins(pair_logps(partly, batch), theirs)
+        assert margins.abs().min() > 1e-3
+        margins.exp().sum().backward()
+        return [margins.detach(), *(p.grad.clone() for p in partly.parameters() if p.grad is not None)]
 
     references = [frozen_copy(partly), FrozenParts(partly)]
     with torch.no_grad():
-        partly.model.layers[-1].mlp.down_proj.weight.mul_(1.5)
+        partly.model.layers[-1].mlp.down_proj.weight.mul_(3)
     for one, other in zip(*map(gradients, references), strict=True):
         assert torch.equal(one, other)
 
@@ -114,7 +120,7 @@ def train(model, tokenizer, options, ref_model=None):
     return trainer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}, {"precompute_ref_log_probs": True}])
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}, {"precompute_ref_log_probs": True}, {"bf16": True}])
 def test_training_equals_that_beside_a_whole_copy(partly, tiny_tokenizer, short_options, more):
     whole = copy.deepcopy(partly)
     reference = frozen_copy(partly)
@@ -123,6 +129,7 @@ def test_training_equals_that_beside_a_whole_copy(partly, tiny_tokenizer, short_
     assert losses == expected
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
     assert losses[-1] < losses[0]
+    assert abs(trainer.state.log_history[3]["margins"]) > 1e-3
     assert more.get("precompute_ref_log_probs") or isinstance(trainer.ref_model, FrozenParts)
 
 
@@ -135,8 +142,8 @@ def short_options(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("trained_before", [False, True])
-def test_adapters(trained_before, tiny_llama, tiny_tokenizer, short_options):
+@pytest.mark.parametrize(("trained_before", "bf16"), [(False, False), (True, False), (True, True)])
+def test_adapters(trained_before, bf16, tiny_llama, tiny_tokenizer, short_options):
     """Fresh ones have the base model as reference; those trained before belong to the reference."""
     peft = pytest.importorskip("peft", reason="needs the peft extra")
     config = peft.LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "up_proj"])
@@ -146,8 +153,9 @@ def test_adapters(trained_before, tiny_llama, tiny_tokenizer, short_options):
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.1)
-    trainer, losses = train(model, tiny_tokenizer, short_options)
+    trainer, losses = train(model, tiny_tokenizer, {**short_options, "bf16": bf16})
     assert isinstance(trainer.ref_model, FrozenParts)
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
     assert losses[-1] < losses[0]
     assert trainer.state.log_history[0]["margins"] == 0
+    assert abs(trainer.state.log_history[3]["margins"]) > 1e-3
