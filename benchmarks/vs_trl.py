@@ -15,7 +15,7 @@ allocated there; with the optimiser's state) is of a process of its own for each
 operations are those of matrix products that no layout can do without: the body on every token once, the head on answers, forward
 and twice that backward; their rate is a share of a large matrix product's.
 
-On a GPU: ``--device cuda --bf16 --model 1b``, and ``--liger`` to give TRL its fused kernels.
+On a GPU: ``--device cuda --bf16 --model 1b``, and ``--liger trl`` or ``--liger both`` for Liger's fused kernels.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from llamas import MODEL_HELP, build_model
+from transformers import AutoTokenizer
 
 from pluralpref.data import PreferenceCollator, load_preferences, tokenize_preferences
 from pluralpref.demo.population import build_tokenizer
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
+from pluralpref.likelihood import pair_logps
+from pluralpref.likelihood.batches import device_of, to_device
 from pluralpref.models import FixedStrength
 
 BETA = 0.1
-MODELS: dict[str, dict[str, Any]] = {
-    "small": {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_152, "intermediate_size": 1024},
-    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "vocab_size": 49_152, "intermediate_size": 8192},
-}
 VARIANTS = ("TRL, live", "pluralpref, live", "TRL, precomputed", "pluralpref, precomputed")
 #: Losses of one micro-batch may differ by so much: TRL sums hundreds of float32 log-probabilities in float32.
 MOST_APART = {"float32": 1e-3, "bfloat16": 0.1}
@@ -60,7 +60,7 @@ Step = Callable[[int], float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", help="small or 1b (random Llamas), or the folder of a model")
+    parser.add_argument("--model", default="small", help=MODEL_HELP)
     parser.add_argument("--tokenizer", help="folder of the tokenizer of --pairs; default: the model's")
     parser.add_argument("--pairs", help="preference pairs, as pluralpref train reads them")
     parser.add_argument("--lengths", type=int, nargs=2, metavar=("PROMPT", "ANSWER"), help="random tokens instead")
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, both sides")
-    parser.add_argument("--liger", action="store_true", help="TRL with use_liger_kernel")
+    parser.add_argument("--liger", choices=("trl", "both"), help="who gets use_liger_kernel")
     parser.add_argument("--no_memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
@@ -82,6 +82,8 @@ def main() -> None:
     rows = read_rows(options)
     if options.only:
         steps, _ = make(options, rows, [options.only])
+        if options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # that of the steps, not of what made their models
         heaviest = max(range(len(rows)), key=lambda i: sum(map(tokens, rows[i])))
         for _ in range(2):
             steps[options.only](heaviest)
@@ -110,7 +112,12 @@ def report(options: argparse.Namespace, rows: list[list[dict[str, Any]]]) -> Non
     fastest = peak_rate(options)
     steps.clear()  # the models of four trainers, beside which another process might not find room
     gc.collect()
-    memory = {} if options.no_memory else {name: peak(name) for name in VARIANTS}
+    torch.cuda.empty_cache()
+    memory: dict[str, float] = {}
+    if not options.no_memory:
+        # What is allocated on a GPU doesn't depend on who else is there.
+        with ThreadPoolExecutor(2 if options.device == "cuda" else 1) as pool:
+            memory = dict(zip(VARIANTS, pool.map(peak, VARIANTS), strict=True))
     every = [row for batch in rows for row in batch]
     print(f"\n{hardware(options.threads)}")
     print(
@@ -137,7 +144,7 @@ def make(
     options: argparse.Namespace, rows: list[list[dict[str, Any]]], names: list[str]
 ) -> tuple[dict[str, Step], tuple[int, int]]:
     """A step of each variant on a micro-batch of a given number; the numbers of weights that the body and the head multiply."""
-    reference = build_model(options)
+    reference = build_model(options.model, options.device)
     policy = copy.deepcopy(reference)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -147,7 +154,11 @@ def make(
     # An input embedding that isn't the head's matrix is looked up, not multiplied.
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     sizes = (sum(p.numel() for p in policy.parameters()) - head * (1 if tied else 2), head)
-    known = [own_logps(reference, batch) for batch in rows] if any("precomputed" in name for name in names) else None
+    known = (
+        [own_logps(options, reference, batch) for batch in rows]
+        if any("precomputed" in name for name in names)
+        else None
+    )
     if len(names) == 1 and known is not None:
         reference = None  # measuring memory: nothing that training wouldn't hold
     steps = {}
@@ -170,7 +181,7 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def pluralpref_step(options: argparse.Namespace, policy: Any, reference: Any, rows: Any, known: Any) -> Step:
-    args = MixDPOConfig(tempfile.mkdtemp(), **common(options))
+    args = MixDPOConfig(tempfile.mkdtemp(), use_liger_kernel=options.liger == "both", **common(options))
     columns = {"prompt_ids": [[5]], "chosen_ids": [[6]], "rejected_ids": [[7]]}
     if known is not None:
         columns |= {"ref_chosen_logps": [0.0], "ref_rejected_logps": [0.0]}
@@ -184,12 +195,15 @@ def pluralpref_step(options: argparse.Namespace, policy: Any, reference: Any, ro
 
 def trl_step(options: argparse.Namespace, policy: Any, reference: Any, rows: Any, known: Any) -> Step:
     import trl
+    from trl.trainer import dpo_trainer
 
     # Without a path TRL can't load a reference of its own, and it wants one even with precomputed numbers.
     stand_in = copy.deepcopy(policy) if reference is None else reference
     args = trl.DPOConfig(
         tempfile.mkdtemp(), beta=BETA, gradient_checkpointing=False, precompute_ref_log_probs=known is not None,
-        use_liger_kernel=options.liger, **common(options),
+        # Its fused loss, where it has one, can't take precomputed numbers.
+        use_liger_kernel=options.liger is not None and (known is None or not hasattr(dpo_trainer, "LigerFusedLinearDPOLoss")),
+        **common(options),
     )  # fmt: skip
     pairs = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2)
     trainer = trl.DPOTrainer(
@@ -212,10 +226,12 @@ def with_reference(batch: dict[str, Any], logps: Any) -> dict[str, Any]:
 
 def stepper(trainer: Any, batches: list[dict[str, Any]], count: Any) -> Step:
     optimiser = trainer.create_optimizer()
+    # As train() does: what is wrapped here is, among other things, the precision in which the policy runs.
+    model = trainer.accelerator.prepare_model(trainer.model)
     trainer.current_gradient_accumulation_steps = 1
 
     def step(number: int) -> float:
-        loss = trainer.training_step(trainer.model, dict(batches[number]), count)
+        loss = trainer.training_step(model, dict(batches[number]), count)
         optimiser.step()
         optimiser.zero_grad()
         return float(loss)  # waits for a GPU
@@ -224,21 +240,11 @@ def stepper(trainer: Any, batches: list[dict[str, Any]], count: Any) -> Step:
 
 
 @torch.no_grad()
-def own_logps(model: Any, rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-    from pluralpref.likelihood import pair_logps
-
-    found = pair_logps(model, PreferenceCollator(0)(rows), attn_layout="padded")
-    return found.chosen.float(), found.rejected.float()
-
-
-def build_model(options: argparse.Namespace) -> Any:
-    torch.manual_seed(0)
-    if options.model not in MODELS:
-        return AutoModelForCausalLM.from_pretrained(options.model)
-    sizes = MODELS[options.model]
-    heads = max(4, sizes["hidden_size"] // 64)
-    settings = {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 4096, **sizes}
-    return AutoModelForCausalLM.from_config(LlamaConfig(tie_word_embeddings=True, **settings))
+def own_logps(options: argparse.Namespace, model: Any, rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = to_device(PreferenceCollator(0)(rows), device_of(model))
+    with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+        found = pair_logps(model, batch, attn_layout="padded")
+    return found.chosen.float().cpu(), found.rejected.float().cpu()
 
 
 def read_rows(options: argparse.Namespace) -> list[list[dict[str, Any]]]:

@@ -156,6 +156,12 @@ class MixDPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         # Columns such as the annotator aren't arguments of the policy's forward.
         self.remove_unused_columns = False
+        if self.torch_compile or self.torch_compile_backend is not None or self.torch_compile_mode is not None:
+            # Before transformers writes it to the environment.
+            raise ConfigError(
+                "torch_compile has no effect: it compiles the policy's forward, of which only the parts that a batch needs are "
+                "run; leave it out"
+            )
         super().__post_init__()
         if self.precompute_ref_cache_dir is not None and not self.precompute_ref_log_probs:
             raise ConfigError("precompute_ref_cache_dir has no effect without precompute_ref_log_probs=True")

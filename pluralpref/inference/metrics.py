@@ -43,21 +43,26 @@ class PairMetrics:
         """Add a batch; all tensors (pairs,), log-probabilities and margins in nats."""
         h = margins.detach()
         beta = mean_beta.to(h.device)
-        # A label below 1/2 says that the answer called rejected was preferred.
-        correct = torch.where(preferred >= 0.5, h > 0, h < 0).double()
-        self.add("rewards/chosen", beta * (policy.chosen.detach() - reference.chosen), weight)
-        self.add("rewards/rejected", beta * (policy.rejected.detach() - reference.rejected), weight)
-        self.add("rewards/margins", beta * h, weight)
-        self.add("rewards/accuracies", correct, weight)
-        self.add("rewards/ties", (h == 0).double(), weight)
+        columns = {
+            "rewards/chosen": beta * (policy.chosen.detach() - reference.chosen),
+            "rewards/rejected": beta * (policy.rejected.detach() - reference.rejected),
+            "rewards/margins": beta * h,
+            # A label below 1/2 says that the answer called rejected was preferred.
+            "rewards/accuracies": torch.where(preferred >= 0.5, h > 0, h < 0),
+            "rewards/ties": h == 0,
+            "margins": h,
+        }
         if not self.rewards:
-            self.add("logps/chosen", policy.chosen, weight)
-            self.add("logps/rejected", policy.rejected, weight)
-        self.add("margins", h, weight)
+            columns |= {"logps/chosen": policy.chosen.detach(), "logps/rejected": policy.rejected.detach()}
+        # At once: a GPU is waited for at every transfer.
+        *moved, weight = torch.stack([value.to(h.dtype) for value in (*columns.values(), weight)]).cpu().double()
+        values = dict(zip(columns, moved, strict=True))
+        for name, value in values.items():
+            self.add(name, value, weight)
         for column, names in groups.items():
             for name in dict.fromkeys(names):
-                rows = torch.tensor([value == name for value in names], device=h.device)
-                self.add(f"group/{column}={name}/rewards/accuracies", correct[rows], weight[rows])
+                rows = torch.tensor([value == name for value in names])
+                self.add(f"group/{column}={name}/rewards/accuracies", values["rewards/accuracies"][rows], weight[rows])
 
     def state(self) -> tuple[dict[str, float], dict[str, float]]:
         """(sums, counts)."""

@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import EvalLoopOutput
 
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
@@ -164,6 +165,8 @@ class MixDPOTrainer(Trainer):
         self.strength_modules.to(device=device, dtype=working_dtype(device))
         if isinstance(self.ref_model, torch.nn.Module):
             self.ref_model.to(device)
+            if args.use_liger_kernel:  # as the policy has, or the first margins wouldn't be 0
+                apply_liger_kernel(self.ref_model, args.liger_kernel_config)
         self.add_callback(_ZeroStrengthGrad(self))
         self._termination = Termination()
         self.add_callback(self._termination)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-#: Bytes of the logits of one block of the vocabulary. They should stay in a core's cache between the passes over them.
-_BLOCK_BYTES = 2 * 2**20
+#: Bytes of the logits of one block of the vocabulary. They should stay in a core's cache between the passes over them; a GPU,
+#: whose kernels take some microseconds to start, needs larger ones.
+_BLOCK_BYTES, _GPU_BLOCK_BYTES = 2 * 2**20, 64 * 2**20
 _FEWEST_COLUMNS = 256
 
 
@@ -96,9 +97,13 @@ def _forward(
 
 
 def _blocks(tokens: int, weight: Tensor) -> Iterator[slice]:
-    size = max(_FEWEST_COLUMNS, _BLOCK_BYTES // (4 * max(1, tokens)))
+    size = max(_FEWEST_COLUMNS, _block_bytes(weight) // (4 * max(1, tokens)))
     for start in range(0, weight.shape[0], size):
         yield slice(start, min(start + size, weight.shape[0]))
+
+
+def _block_bytes(weight: Tensor) -> int:
+    return _BLOCK_BYTES if weight.device.type == "cpu" else _GPU_BLOCK_BYTES
 
 
 class _LinearTokenLogProb(torch.autograd.Function):

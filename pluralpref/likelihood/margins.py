@@ -78,7 +78,8 @@ def pair_logps(
         raise ConfigError("attn_layout='shared' needs a batch with pair_lengths, as PreferenceCollator makes them")
     layout: Layout = "padded"
     if lengths is not None and shares_prompts(model, batch, attn_layout):
-        layout = choose_layout(lengths.cpu(), shared=attn_layout == "shared")
+        device = batch["input_ids"].device.type
+        layout = choose_layout(lengths.cpu(), shared=attn_layout == "shared", device=device)
     if layout == "padded" or lengths is None:
         logps = answer_logps(model, *padded, logits_budget_bytes=logits_budget_bytes)
     else:

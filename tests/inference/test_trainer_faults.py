@@ -197,3 +197,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(make, tmp_path, monkeypatch):
 def test_transformers_own_switch_is_refused(short_training):
     with pytest.raises(ConfigError, match="enable_jit_checkpoint has no effect"):
         MixDPOConfig(**short_training, enable_jit_checkpoint=True)
+
+
+@pytest.mark.parametrize("option", [{"torch_compile": True}, {"torch_compile_mode": "reduce-overhead"}])
+def test_compiling_a_forward_that_is_not_run_is_refused(short_training, option):
+    before = dict(os.environ)
+    with pytest.raises(ConfigError, match="torch_compile has no effect"):
+        MixDPOConfig(**short_training, **option)
+    assert dict(os.environ) == before

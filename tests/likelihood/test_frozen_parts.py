@@ -120,7 +120,9 @@ def train(model, tokenizer, options, ref_model=None):
     return trainer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}, {"precompute_ref_log_probs": True}, {"bf16": True}])
+@pytest.mark.parametrize(
+    "more", [{}, {"gradient_checkpointing": True}, {"precompute_ref_log_probs": True}, {"bf16": True}]
+)
 def test_training_equals_that_beside_a_whole_copy(partly, tiny_tokenizer, short_options, more):
     whole = copy.deepcopy(partly)
     reference = frozen_copy(partly)

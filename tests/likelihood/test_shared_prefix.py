@@ -191,6 +191,18 @@ def test_the_layout_with_the_fewest_tokens_is_chosen():
     assert choose_layout(torch.tensor([[4, 128, 128]] * 4), shared=True) == "ragged"
 
 
+def test_the_layout_on_a_gpu():
+    """Rows of little work aren't worth another kernel, and rows of equal lengths need none of their own."""
+    for lengths, expected in (
+        ([[128, 40, 60]], "padded"),
+        ([[4, 128, 128]] * 4, "padded"),
+        ([[384, 64, 64]] * 4, "batched"),
+        ([[400, 100, 120], [20, 30, 10], [50, 150, 10], [100, 20, 20]] * 4, "ragged"),
+    ):
+        assert choose_layout(torch.tensor(lengths), device="cuda") == expected
+    assert choose_layout(torch.tensor([[128, 40, 60]]), shared=True, device="cuda") == "batched"
+
+
 def test_rows_hold_every_token_once():
     batch = pairs()
     for layout in ("ragged", "batched"):
