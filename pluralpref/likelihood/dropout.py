@@ -68,6 +68,9 @@ class _TrainWithoutDropout:
 
     def __call__(self, mode: bool = True) -> nn.Module:
         model = self.model
+        if mode and model.training and all(m.training == _checkpoints(m) for m in model.modules() if m is not model):
+            # transformers asks for it before every step, and setting a flag is slow.
+            return model
         type(model).train(model, mode)
         if mode:
             for module in model.modules():

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pluralpref.errors import ConfigError
 from pluralpref.likelihood.batches import batches_by_length, device_of, to_device
-from pluralpref.likelihood.dropout import no_dropout
+from pluralpref.likelihood.dropout import disable_dropout, no_dropout
 from pluralpref.likelihood.frozen_parts import FrozenParts
 from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 from pluralpref.likelihood.margins import PairLogps, pair_logps
@@ -28,7 +28,7 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """Copy the model as it stands in memory: evaluation mode, no gradients, no gradient checkpointing.
+    """Copy the model as it stands in memory: evaluation mode, no gradients, no dropout, no gradient checkpointing.
 
     It is the object that is copied, not a checkpoint on disk with the model's name: a policy changed since it was
     loaded (further tuned, adapters not at their start) is its own reference, and the first margins are exactly 0.
@@ -51,6 +51,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         parameter.grad = None
     reference.requires_grad_(False)
     reference.eval()
+    disable_dropout(reference)
     return reference
 
 
