@@ -2,12 +2,16 @@ r"""The mode and the curvature of the posterior, and draws by importance resampl
 
 In the coordinates of :mod:`~pluralpref.inference.posterior_coordinates` the posterior of a handful of parameters is
 near normal. Proposals come from a Student t law at the mode with the inverse Hessian as its scale matrix; their weights
-make up for what it isn't, and the Pareto shape of the weights' tail says whether they can.
+make up for what it isn't, and the Pareto shape of the weights' tail says whether they can. Where they can't, as where one
+parameter makes up for another along a bend, the next proposals follow the weighted draws: first one law with their mean and
+covariance, then a mixture of such laws for the slices of their longest axis.
 
 References
 [1] L. Tierney and J. Kadane, "Accurate approximations for posterior moments and marginal densities", JASA 81 (1986).
 [2] A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024),
     arXiv:1507.02646.
+[3] O. Cappé, R. Douc, A. Guillin, J.-M. Marin, C. P. Robert, "Adaptive importance sampling in general mixture classes",
+    Statistics and Computing 18 (2008), arXiv:0710.4242.
 """
 
 from __future__ import annotations
@@ -37,8 +41,9 @@ _DEGREES = 5.0
 #: By default; fewer where each costs a direct integration of all choices.
 _PROPOSALS, _DIRECT_PROPOSALS = 4000, 1000
 _RESTARTS = 3
-#: Rounds in which the proposal's mean and covariance are taken from the weighted draws, where the first don't fit.
-_ADAPTATIONS = 3
+#: Rounds in which the proposal is taken from the weighted draws, where the first doesn't fit: as one law, then in slices.
+_ADAPTATIONS, _IN_ONE = 5, 2
+_SLICES = 4
 #: A round with at least this share of effective draws is good enough.
 _EFFICIENT = 0.3
 #: And one that has that many times the effective draws of the rounds before isn't the last.
@@ -290,18 +295,20 @@ def _importance_resample(
         size = _DIRECT_PROPOSALS if target.problem.costs_every_choice else max(_PROPOSALS, count)
     best: _Round | None = None
     proposal, rounds = _Proposal(modes, target.folded), 0
-    for _ in range(1 + _ADAPTATIONS):
+    for adaptation in range(1, 2 + _ADAPTATIONS):
         rounds += 1
-        before, best = best, _better(best, _Round.draw(target, proposal, size, bar))
+        latest = _Round.draw(target, proposal, size, bar)
+        before, best = best, _better(best, latest)
         good = best.pareto_k <= _GOOD_PARETO_K
         if good and best.effective >= _EFFICIENT * size:
             break
         if good and before is not None and best.effective < _IMPROVED * before.effective:
             break
-        adapted = _from_weights(best.z, best.log_weights)
-        if adapted is None:
+        # Of the latest, not of the best, from which the same proposal would come again.
+        adapted = _from_weights(latest.z, latest.log_weights.exp(), 1 if adaptation <= _IN_ONE else _SLICES)
+        if not adapted:
             break
-        proposal = _Proposal([adapted], target.folded)
+        proposal = _Proposal(adapted, target.folded)
     assert best is not None
     # Where no proposal fits well, more of the best one's do; a number that was asked for is kept to.
     while (
@@ -383,16 +390,35 @@ def _effective(z: Tensor, log_weights: Tensor) -> float:
     return float(torch.cat([by_coordinate, 1 / weights.square().sum().reshape(1)]).min())
 
 
-def _from_weights(z: Tensor, log_weights: Tensor) -> _Mode | None:
-    """A proposal with the weighted draws' mean and covariance."""
-    weights = log_weights.exp()
-    if 1 / float(weights.square().sum()) < 2 * z.shape[1] + 5:
-        return None
+def _from_weights(z: Tensor, weights: Tensor, slices: int) -> list[_Mode]:
+    """Laws with the means and covariances of the weighted draws, sliced across their longest axis into equal weights.
+
+    :returns: none where there are too few draws to tell.
+    """
     mean = weights @ z
-    offset = z - mean
-    covariance = (offset * weights[:, None]).T @ offset
-    covariance = (1.2 * covariance + 1e-10 * torch.diag(covariance.diagonal())).float().double()
-    return _Mode(mean.float().double(), 0.0, (covariance + covariance.T) / 2)
+    covariance = _covariance(z - mean, weights)
+    spread = covariance.diagonal().clamp_min(1e-300).sqrt()
+    _, axes = torch.linalg.eigh(covariance / torch.outer(spread, spread))
+    order = (((z - mean) / spread) @ axes[:, -1]).argsort()
+    which = (weights[order].cumsum(0) * slices).long().clamp_max(slices - 1)
+    found = []
+    for number in range(slices):
+        rows = order[which == number]
+        share = weights[rows].sum()
+        own = weights[rows] / share
+        if not 1 / float(own.square().sum()) >= 2 * z.shape[1] + 5:
+            continue
+        centre = own @ z[rows]
+        shape = 1.2 * _covariance(z[rows] - centre, own) + 1e-10 * torch.diag(covariance.diagonal())
+        shape = ((shape + shape.T) / 2).float().double()
+        # The height that gives the slice its weight in the mixture.
+        height = float(share.log() - torch.logdet(shape) / 2)
+        found.append(_Mode(centre.float().double(), height, shape))
+    return found
+
+
+def _covariance(offset: Tensor, weights: Tensor) -> Tensor:
+    return (offset * weights[:, None]).T @ offset
 
 
 def _systematic(weights: Tensor, count: int) -> Tensor:

@@ -17,7 +17,14 @@ from pluralpref.inference import fit_posterior
 from pluralpref.inference.arviz_data import mcse_mean
 from pluralpref.inference.choices import as_choices
 from pluralpref.inference.posterior_problem import PosteriorProblem
-from pluralpref.models import GammaStrength, GroupStrength, LogNormalStrength, StrengthModel
+from pluralpref.models import (
+    FixedStrength,
+    GammaStrength,
+    GroupStrength,
+    LogNormalStrength,
+    OpposedStrength,
+    StrengthModel,
+)
 
 
 class UserWeibull(StrengthModel):
@@ -431,3 +438,29 @@ def test_more_proposals_are_drawn_where_few_of_them_count():
     assert kept.attrs["importance_ess"] < 500
     error = kept.draws("beta_cv").std() / kept.attrs["importance_ess"] ** 0.5
     assert abs(posterior.draws("beta_cv").mean() - kept.draws("beta_cv").mean()) < 5 * error
+
+
+def test_a_bent_ridge_is_followed_in_slices():
+    """Label noise makes up for strength and strength for noise, along a bend; against sums over a grid."""
+    generator = torch.Generator().manual_seed(0)
+    size = torch.randn(600, generator=generator, dtype=torch.float64)
+    chance, noise = torch.rand(2, 600, generator=generator, dtype=torch.float64)
+    preferred = (chance < torch.sigmoid(size)) ^ (noise < 0.25)
+    model = OpposedStrength(FixedStrength(0.3, learned=True), share=0.05)
+    found = fit_posterior(model, torch.where(preferred, size, -size), method="laplace", seed=0, progress_bar=False)
+    # Two rounds with one law each don't do.
+    assert found.attrs["proposal_rounds"] > 3
+    assert found.attrs["pareto_k"] < 0.5
+    assert found.attrs["importance_ess"] > 1000
+    log_beta = torch.linspace(-5, 4, 500, dtype=torch.float64)
+    share, beta = torch.meshgrid(
+        torch.linspace(0.0005, 0.9995, 400, dtype=torch.float64), log_beta.exp(), indexing="ij"
+    )
+    grid = {"share": share.flatten(), "strength.beta_mean": beta.flatten()}
+    problem = found.problem
+    with torch.no_grad():
+        density = problem.log_prior(grid) + problem.total_log_likelihood(grid) + grid["strength.beta_mean"].log()
+    weight = torch.softmax(density, 0)
+    assert float(found.draws("share").mean()) == pytest.approx(float(weight @ grid["share"]), abs=0.012)
+    mean = float(weight @ grid["strength.beta_mean"])
+    assert float(found.draws("strength.beta_mean").mean()) == pytest.approx(mean, rel=0.1)
