@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-_SMOLLM2 = {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_key_value_heads": 3}
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 1024},
-    "135m": _SMOLLM2,
+    # As SmolLM2-135M.
+    "135m": {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_key_value_heads": 3},
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192},
 }
 MODEL_HELP = f"{', '.join(SIZES)} (random Llamas), or the folder of a model"

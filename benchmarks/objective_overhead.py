@@ -15,6 +15,7 @@ import random
 import statistics
 import tempfile
 import time
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -55,22 +56,10 @@ def main() -> None:
         "Gamma, closed form": (GammaStrength(0.3, 0.5), None),
     }
     with tempfile.TemporaryDirectory() as folder:
-        options = {"use_cpu": arguments.device == "cpu", "bf16": arguments.bf16}
+        on_device = {"use_cpu": arguments.device == "cpu", "bf16": arguments.bf16}
+        config = partial(MixDPOConfig, folder, report_to="none", disable_tqdm=True, **on_device)
         steps = {
-            name: _stepper(
-                policy,
-                law,
-                pairs,
-                tokenizer,
-                count,
-                MixDPOConfig(
-                    folder,
-                    num_samples=k,
-                    report_to="none",
-                    disable_tqdm=True,
-                    **options,
-                ),
-            )
+            name: _stepper(policy, law, pairs, tokenizer, count, config(num_samples=k))
             for name, (law, k) in laws.items()
         }
         times: dict[str, list[float]] = {name: [] for name in laws}

@@ -112,3 +112,21 @@ def hh_file():
     if not path.is_file():
         pytest.skip("HH-RLHF harmless-base test split not found: set PLURALPREF_HH_FILE to the .jsonl.gz file")
     return path
+
+
+@pytest.fixture
+def short_training(tmp_path):
+    """Options of a training run of four steps that writes little and learns visibly."""
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "strength_learning_rate": 0.05,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }

@@ -295,7 +295,7 @@ def _importance_resample(
         size = _DIRECT_PROPOSALS if target.problem.costs_every_choice else max(_PROPOSALS, count)
     best: _Round | None = None
     proposal, rounds = _Proposal(modes, target.folded), 0
-    for adaptation in range(1, 2 + _ADAPTATIONS):
+    for _ in range(1 + _ADAPTATIONS):
         rounds += 1
         latest = _Round.draw(target, proposal, size, bar)
         before, best = best, _better(best, latest)
@@ -305,7 +305,7 @@ def _importance_resample(
         if good and before is not None and best.effective < _IMPROVED * before.effective:
             break
         # Of the latest, not of the best, from which the same proposal would come again.
-        adapted = _from_weights(latest.z, latest.log_weights.exp(), 1 if adaptation <= _IN_ONE else _SLICES)
+        adapted = _from_weights(latest.z, latest.log_weights.exp(), 1 if rounds <= _IN_ONE else _SLICES)
         if not adapted:
             break
         proposal = _Proposal(adapted, target.folded)

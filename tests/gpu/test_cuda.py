@@ -107,7 +107,7 @@ def test_kernels_agree_with_float64(heads, key_heads, dimension, window, dtype, 
         assert apart(one, other) < relative
 
 
-def test_a_kernel_is_the_one_that_ran(monkeypatch):
+def test_a_kernel_is_the_one_that_ran():
     def never(*arguments):
         raise AssertionError("attended to segment by segment")
 
@@ -269,25 +269,20 @@ def rows(count=24):
 
 
 @pytest.fixture
-def train(tiny_llama, tiny_tokenizer, tmp_path):
+def train(tiny_llama, tiny_tokenizer, short_training, tmp_path):
     def run(strength, *, folder="run", resume=None, policy=None, **options):
         settings = {
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
+            **short_training,
+            "output_dir": str(tmp_path / folder),
+            "use_cpu": False,
             "optim": "sgd",
-            "lr_scheduler_type": "constant",
-            "strength_learning_rate": 0.05,
-            "max_steps": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
+            "learning_rate": 1e-2,
         }
         policy = tiny_llama(0, hidden_size=128) if policy is None else policy
         trainer = MixDPOTrainer(
             policy,
             strength=strength,
-            args=MixDPOConfig(str(tmp_path / folder), **{**settings, **options}),
+            args=MixDPOConfig(**{**settings, **options}),
             train_dataset=Dataset.from_list(rows()),
             eval_dataset=Dataset.from_list(rows(7)),
             processing_class=tiny_tokenizer,
@@ -373,7 +368,7 @@ def test_adapters(train, tiny_llama):
 
 
 def test_resumed_training_goes_on(train):
-    """Random draws included; to the bit with full_determinism."""
+    """Random draws included, up to rounding."""
     options = {
         "num_samples": 16,
         "save_strategy": "steps",
@@ -382,7 +377,6 @@ def test_resumed_training_goes_on(train):
         "learning_rate": 1e-3,
     }
     whole = train(LogNormalStrength(mean=0.5, cv=0.5), **options, folder="whole")
-    train(LogNormalStrength(mean=0.5, cv=0.5), **options, folder="cut")
     cut = train(LogNormalStrength(mean=0.5, cv=0.5), **options, folder="cut", resume=checkpoint_of(whole, 2))
     for one, other in zip(history(cut)[-2:], history(whole)[-2:], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
