@@ -18,12 +18,14 @@ class Method:
 
     :param strength: makes the strength to train with. :param options: of ``MixDPOConfig``.
     :param then: a mixture over people instead (``"em_dpo"``), or on top of the policy (``"pal"``), see mixtures.py.
+    :param policy_of: another method that ends with the same policy, so that one training serves both.
     """
 
     name: str
     strength: Callable[[], StrengthModel]
     options: dict[str, Any] = field(default_factory=dict)
     then: str = ""
+    policy_of: str = ""
 
 
 def fixed(beta: float = BETA) -> Callable[[], StrengthModel]:
@@ -45,7 +47,12 @@ METHODS = [
     Method("IPO", fixed(), {"loss_type": "ipo"}),
     Method("GR-DPO", fixed(), {"loss_type": "gr_dpo", "gr_dpo_column": "group", "gr_dpo_step_size": 0.05}),
     Method("EM-DPO, two policies", fixed(), then="em_dpo"),
-    Method("PAL-B on the control's embeddings", lambda: FixedStrength(BETA, learned=True), then="pal"),
+    Method(
+        "PAL-B on the control's embeddings",
+        lambda: FixedStrength(BETA, learned=True),
+        then="pal",
+        policy_of="DPO, β learned",
+    ),
     Method("β-DPO", fixed(), {"loss_type": "beta_dpo"}),
 ]
 #: Whose margins are explained in several ways, see run.py.

@@ -97,11 +97,12 @@ def run_population(job: tuple[str, float, int, bool, Path]) -> str:
     train, held_out = (
         precompute_reference(base, d, collator, batch_size=256, progress=False) for d in (train, held_out)
     )
+    trained: dict[str, Any] = {}  # policies that a later method needs
     for method in wanted:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             return "the run was killed"  # and may have been started again
-        row = train_one(method, population, base, tokenizer, train, held_out, size)
+        row = train_one(method, population, base, tokenizer, train, held_out, size, trained)
         # One write for a line: processes share the file, and a killed run leaves whole lines and perhaps a last part.
         with output.open("a") as file:
             file.write(json.dumps({**key, "method": method.name, **row}) + "\n")
@@ -120,11 +121,15 @@ def known(output: Path, key: dict[str, Any]) -> set[str]:
 
 
 def train_one(
-    method: Method, population: Population, base: Any, tokenizer: Any, train: Any, held_out: Any, size: dict[str, float]
-) -> dict[str, Any]:
+    method: Method, population: Population, base: Any, tokenizer: Any, train: Any, held_out: Any,
+    size: dict[str, float], trained: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """:param trained: policies by method, of those that another one uses; its own is added."""
+    collator = PreferenceCollator(tokenizer.pad_token_id)
+    if method.then == "pal" and method.policy_of in trained:
+        return fit_prototypes(trained[method.policy_of], train, held_out, collator, population.seed)
     strength = method.strength()
     policy = copy.deepcopy(base)
-    collator = PreferenceCollator(tokenizer.pad_token_id)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         args = MixDPOConfig(
             folder, learning_rate=2e-3, strength_learning_rate=1e-2 if method.then == "em_dpo" else 5e-2,
@@ -142,6 +147,8 @@ def train_one(
         seconds = (time.perf_counter() - started) / trainer.state.global_step
     if method.then == "pal":
         return fit_prototypes(policy, train, held_out, collator, population.seed)
+    if any(other.policy_of == method.name for other in METHODS):
+        trained[method.name] = policy
     margins = score_margins(policy, None, held_out, collator, batch_size=256, progress=False)["margins"]
     people = list(held_out["annotator"])
     single = fit_posterior(LogNormalStrength(mean=0.3, cv=0.5), margins, progress_bar=False, seed=0)
@@ -165,7 +172,7 @@ def explained(margins: torch.Tensor, people: list[str]) -> dict[str, Any]:
         "label_noise": IndependentChoices(OpposedStrength(FixedStrength(0.3, learned=True), share=0.05)),
         "lognormal": LogNormalStrength(mean=0.3),
     }
-    found = compare(margins, annotator=people, models=models, progress_bar=False)
+    found = compare(margins, annotator=people, models=models, level="annotator", progress_bar=False)
     pointwise = found.pointwise["annotator"]
     spread_over_noise = pointwise["lognormal"] - pointwise["label_noise"]
     return {

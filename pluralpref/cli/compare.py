@@ -31,6 +31,12 @@ class CompareOptions:
         },
     )
     beta: float = field(default=0.1, metadata={"help": "Centre of the wide default prior of the mean of beta."})
+    level: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is left out: annotator or pair. Default: both, where annotators are known; pairs take longer."
+        },
+    )
     method: str = field(default="auto", metadata={"help": "How each is fitted: auto, laplace, nuts or svi."})
     num_samples: int = field(default=1000, metadata={"help": "Draws in each of 4 chains."})
     seed: int = field(default=0, metadata={"help": "Seed; the result depends on nothing else."})
@@ -55,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     found = compare(
         **columns,
         models=models,
+        level=options.level,
         method=options.method,
         num_samples=options.num_samples,
         seed=options.seed,
@@ -66,8 +73,9 @@ def main(argv: Sequence[str]) -> int:
         print(frame.to_string(float_format=lambda value: f"{value:.4g}"))
         print()
     if options.drivers:
-        best = str(next(iter(found.tables.values())).index[0])
-        reference = "fixed" if "fixed" in found.posteriors and best != "fixed" else str(found.tables["pair"].index[-1])
+        ranking = [str(name) for name in next(iter(found.tables.values())).index]
+        best = ranking[0]
+        reference = "fixed" if "fixed" in ranking and best != "fixed" else ranking[-1]
         frame = found.drivers(best, reference).head(options.drivers)
         drivers = {"model": best, "reference": reference, "units": frame.reset_index(names="unit").to_dict("records")}
         print(f"what makes {best} better than {reference}: gain in nats, share of all gains")

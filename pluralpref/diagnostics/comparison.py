@@ -171,6 +171,7 @@ def compare(
     groups: Mapping[str, Any] | None = None,
     covariates: Mapping[str, Any] | None = None,
     models: Mapping[str, StrengthModel | IndependentChoices | Posterior] | None = None,
+    level: str | None = None,
     seed: int = 0,
     progress_bar: bool | None = None,
     **fit_options: Any,
@@ -182,9 +183,11 @@ def compare(
     :param margins: as for :func:`~pluralpref.inference.fit_posterior`, as are the columns.
     :param models: by name, at least two: strength models (:class:`IndependentChoices` to leave annotators aside), or
         posteriors that were fitted to the same choices; default :func:`default_models`.
+    :param level: what is left out, ``"annotator"`` or ``"pair"``; default both, where annotators are known. A pair among a
+        person's other choices takes most of the time of a comparison.
     :param seed: of every fit.
     :param fit_options: passed to ``fit_posterior``, such as ``method`` and ``num_samples``.
-    :raises ConfigError: for fewer than two models, or a posterior of other data.
+    :raises ConfigError: for fewer than two models, a posterior of other data, or a level that isn't there.
     :raises DataError: for data that can't be used.
     """
     choices = as_choices(
@@ -193,6 +196,13 @@ def compare(
     chosen: Mapping[str, Any] = default_models(choices) if models is None else models
     if len(chosen) < 2:
         raise ConfigError("compare needs at least two models")
+    levels = ["annotator", "pair"] if choices.annotator is not None else ["pair"]
+    if level is not None:
+        if level not in ("annotator", "pair"):
+            raise ConfigError(f"level={level!r}: choose one of annotator, pair")
+        if level not in levels:
+            raise ConfigError("level='annotator' needs annotators: name who chose, or leave out single pairs")
+        levels = [level]
     show = sys.stderr.isatty() if progress_bar is None else progress_bar
     posteriors: dict[str, Posterior] = {}
     for name, model in tqdm(chosen.items(), desc="compare", unit="model", disable=not show):
@@ -205,18 +215,17 @@ def compare(
             posteriors[name] = fit_posterior(model.strength, alone, seed=seed, progress_bar=False, **fit_options)
         else:
             posteriors[name] = fit_posterior(model, choices, seed=seed, progress_bar=False, **fit_options)
-    levels = ["annotator", "pair"] if choices.annotator is not None else ["pair"]
     tables, pointwise = {}, {}
-    for level in levels:
-        values = {name: _log_likelihood(posterior, level, choices) for name, posterior in posteriors.items()}
-        tables[level], pointwise[level] = compare_loo(values)
+    for unit in levels:
+        values = {name: _log_likelihood(posterior, unit, choices) for name, posterior in posteriors.items()}
+        tables[unit], pointwise[unit] = compare_loo(values)
     labels = {
         "pair": [str(row) for row in range(choices.num_pairs)],
         "annotator": [str(a) for a in choices.annotator_names],
     }
     ratio = _ratio(posteriors, choices)
     sentences = tuple(_sentences(tables[levels[0]], pointwise[levels[0]], levels[0], ratio))
-    return Comparison(posteriors, tables, pointwise, {level: labels[level] for level in levels}, ratio, sentences)
+    return Comparison(posteriors, tables, pointwise, {unit: labels[unit] for unit in levels}, ratio, sentences)
 
 
 def likelihood_ratio_test(

@@ -153,10 +153,24 @@ def test_bad_arguments(heterogeneous):
     other = fit_posterior(LogNormalStrength(), margins[:80], method="laplace")
     with pytest.raises(ConfigError, match="'mine' was fitted to other choices"):
         compare(margins, annotator=labels, models={"mine": other, "fixed": FixedStrength(0.3, learned=True)})
+    with pytest.raises(ConfigError, match="level='person': choose one of annotator, pair"):
+        compare(margins, annotator=labels, level="person")
+    with pytest.raises(ConfigError, match="level='annotator' needs annotators"):
+        compare(margins, level="annotator")
     group = GroupStrength(["a", "b"], column="g")
     with pytest.raises(ConfigError, match="beta_mean and beta_cv"):
         likelihood_ratio_test(OpposedStrength(LogNormalStrength()), margins)
     assert group.context_columns == ("g",)
+
+
+@pytest.mark.parametrize("level", ["annotator", "pair"])
+def test_one_level_alone_is_as_among_both(heterogeneous, found, level):
+    margins, labels = heterogeneous
+    alone = compare(margins, annotator=labels, models=found.posteriors, level=level)
+    assert list(alone.tables) == list(alone.pointwise) == list(alone.labels) == [level]
+    assert alone.tables[level].equals(found.tables[level])
+    assert alone.sentences[0] == f"lognormal predicts a left-out {level} best."
+    assert alone.drivers("lognormal", "fixed").equals(found.drivers("lognormal", "fixed", level))
 
 
 def test_default_models_have_one_for_each_group_column(heterogeneous):
@@ -179,6 +193,11 @@ def test_command(tmp_path, heterogeneous, capsys):
     record = json.loads(out.read_text())
     assert {row["model"] for row in record["levels"]["pair"]} == {"fixed_learned", "label_noise", "lognormal"}
     assert len(record["drivers"]["units"]) == 2
+    one_level = ["--families", "fixed_learned", "lognormal", "--level", "annotator", "--drivers", "1", "--overwrite"]
+    assert main([*arguments, *one_level]) == 0
+    assert list(json.loads(out.read_text())["levels"]) == ["annotator"]
+    assert main([*arguments, "--overwrite", "--level", "people"]) == 2
+    assert "level='people'" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["compare", "--margins", str(tmp_path / "m.parquet"), "--group_columns", "age"]) == 2
