@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "metrics of held-out margins under a law of preference strength",
     "win-rate": "which of two policies a judge prefers, with position bias, length control and intervals",
     "em-dpo": "train a policy for each latent class of annotators (EM-DPO)",
+    "mmra": "one policy of EM-DPO's classes: the mixture whose greatest regret is the least",
     "pal": "fit reward models of people who are mixtures of prototypes, on frozen embeddings (PAL)",
     "bridge": "make pairs of the answers that people of opposite viewpoints agree on, by matrix factorisation",
     "posterior": "fit the distribution of preference strength to a table of margins",

@@ -24,12 +24,14 @@ class Answer:
     :param finish: ``"stop"``: the policy ended it; ``"length"``: cut at ``max_new_tokens``; ``"prompt_too_long"``;
         ``"unknown"``: made elsewhere.
     :param tokens: generated ones without the end token, where known.
+    :param token_ids: generated ones, the end token included, where they were kept.
     """
 
     prompt_id: int
     answer: str | None
     finish: str = "unknown"
     tokens: int | None = None
+    token_ids: list[int] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -39,7 +41,7 @@ class Answer:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Answer:
         """From a line of a file of answers."""
-        return cls(record["prompt_id"], record["answer"], record["finish"], record["tokens"])
+        return cls(record["prompt_id"], record["answer"], record["finish"], record["tokens"], record.get("token_ids"))
 
 
 def answers_hash(answers: Iterable[Answer]) -> str:
@@ -50,7 +52,8 @@ def answers_hash(answers: Iterable[Answer]) -> str:
 
 def as_record(answer: Answer, prompt: Prompt) -> dict[str, Any]:
     """A line of a file of answers."""
-    return {"prompt_id": answer.prompt_id, "prompt": prompt.prompt, **asdict(answer)}
+    values = {name: value for name, value in asdict(answer).items() if name != "token_ids" or value is not None}
+    return {"prompt_id": answer.prompt_id, "prompt": prompt.prompt, **values}
 
 
 def read_answers(path: str | Path, prompts: list[Prompt]) -> list[Answer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,7 @@ def generate_answers(
     batch_size: int = 8,
     stream: int = 0,
     name: str = "",
+    keep_token_ids: bool = False,
     progress: bool = True,
 ) -> list[Answer]:
     """Answer every prompt that the file at ``path`` doesn't hold an answer to.
@@ -112,6 +113,7 @@ def generate_answers(
     :param batch_size: prompts in a batch.
     :param stream: tells apart policies that are compared, so that their samples are independent with the same seed.
     :param name: of the model, for the file's first line.
+    :param keep_token_ids: keep the tokens beside the text, which may stand for others.
     :param progress: show a progress bar.
     :returns: one answer for each prompt, in their order.
     :raises DataError: for a prompt without tokens, and a broken file.
@@ -135,6 +137,8 @@ def generate_answers(
         "stream": stream,
         "weights_tokens_versions": reference_key(model, tokens, "generate", nullcontext),
     }
+    if keep_token_ids:
+        settings["token_ids"] = True
     by_id = {p.prompt_id: p for p in prompts}
     with Journal(path, "answers", settings, lambda record: record["prompt_id"], {"model": name}) as journal:
         todo = [number for number in ids if number not in journal.records]
@@ -152,6 +156,8 @@ def generate_answers(
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
                 for answer in _answer(model, tokenizer, config, options, stream, batch, [ids[n] for n in batch]):
+                    if not keep_token_ids:
+                        answer = replace(answer, token_ids=None)
                     journal.append(as_record(answer, by_id[answer.prompt_id]))
                 bar.update(len(batch))
         return [Answer.from_record(journal.records[p.prompt_id]) for p in prompts]
@@ -220,6 +226,6 @@ def _answer(
         length = next((i for i, token in enumerate(row) if token in ends), None)
         text = tokenizer.decode(row if length is None else row[:length], skip_special_tokens=True)
         if length is None:
-            yield Answer(number, text, "length", len(row))
+            yield Answer(number, text, "length", len(row), row)
         else:
-            yield Answer(number, text, "stop", length)
+            yield Answer(number, text, "stop", length, row[: length + 1])

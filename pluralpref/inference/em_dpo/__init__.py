@@ -5,6 +5,7 @@ The driver needs transformers, so it is imported when it is first asked for.
 
 from typing import TYPE_CHECKING, Any
 
+from pluralpref.inference.em_dpo.aggregation import MinMaxRegret, min_max_regret
 from pluralpref.inference.em_dpo.e_step import (
     initial_responsibilities,
     observed_log_likelihood,
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EMDPO",
     "EMDPOResult",
+    "MinMaxRegret",
     "initial_responsibilities",
     "log_shares_before",
+    "min_max_regret",
     "mixture_log_prob",
     "mixture_metrics",
     "observed_log_likelihood",
