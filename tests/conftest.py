@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share. Nothing here reaches for the network."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def tiny_tokenizer():
     tokenizer.train_from_iterator([""], trainer)
     assert tokenizer.get_vocab_size() == 258
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def quick_collection():
+    """transformers collects garbage after every training: what was imported needn't be looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

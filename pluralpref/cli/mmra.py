@@ -13,6 +13,7 @@ import yaml
 
 from pluralpref.atomic import written_aside
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse, show_progress
+from pluralpref.cli.prompt_options import PromptOptions
 from pluralpref.cli.train import CONFIG_NAME
 from pluralpref.cli.win_rate import device
 from pluralpref.errors import ConfigError
@@ -20,17 +21,9 @@ from pluralpref.errors import ConfigError
 
 @dataclass
 class MMRAOptions:
-    """Whose policies answer which prompts."""
+    """Whose policies answer, and how."""
 
     run_dir: str | None = field(default=None, metadata={"help": "Folder of a run of pluralpref em-dpo."})
-    prompts: str | None = field(
-        default=None, metadata={"help": "A data set with a column prompt, or of pairs: file, saved folder or hub name."}
-    )
-    prompts_config: str | None = field(default=None, metadata={"help": "The configuration of a data set on a hub."})
-    prompts_split: str | None = field(default=None, metadata={"help": "The split, if there are several; train[:200]."})
-    hh_format: str = field(
-        default="text", metadata={"help": "HH-RLHF transcripts as they are (text) or as chat messages (chat)."}
-    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of answers and result (RUN_DIR/mmra); the same command goes on in it."}
     )
@@ -61,10 +54,9 @@ def main(argv: Sequence[str]) -> int:
     Every policy answers the prompts. What a class loses when another's answers, by its own policy's log-ratios, is its regret;
     the mixture is found whose greatest regret is the least. Example: pluralpref mmra --run_dir run --prompts prompts.jsonl
     """
-    (options,) = parse("mmra", (MMRAOptions,), argv, main.__doc__ or "")
+    of_prompts, options = parse("mmra", (PromptOptions, MMRAOptions), argv, main.__doc__ or "")
 
     from pluralpref.evaluation.class_answers import class_answers
-    from pluralpref.evaluation.win_rate import load_prompts
     from pluralpref.inference.em_dpo import EMDPOResult, min_max_regret
     from pluralpref.inference.em_dpo.aggregation import check_regret_weights
 
@@ -76,13 +68,7 @@ def main(argv: Sequence[str]) -> int:
     check_regret_weights(options.regret_weights, classes)  # before hours of answers
     reference = options.ref_model_name_or_path or _reference_of(run)
     folder = Path(options.output_dir) if options.output_dir else run / "mmra"
-    prompts, report = load_prompts(
-        need(options.prompts, "prompts"),
-        split=options.prompts_split,
-        name=options.prompts_config,
-        hh_format=options.hh_format,
-    )
-    print(f"prompts: {report.summary()}", flush=True)
+    prompts, rows = of_prompts.load()
     source = ModelOptions(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
 
     def load(name: str) -> Any:
@@ -115,11 +101,11 @@ def main(argv: Sequence[str]) -> int:
         "alternatives": {name: found.worst_of(weights) for name, weights in alternatives.items()},
         "regrets": found.regrets.tolist(),
         "standard_errors": None if bool(found.standard_errors.isnan().any()) else found.standard_errors.tolist(),
-        "rows": report.to_dict(),
+        "rows": rows,
         "prompts": {"used": len(answers.used), "left_out": answers.skipped},
         "policies": names,
         "reference": reference,
-        "options": asdict(options),
+        "options": {**asdict(of_prompts), **asdict(options)},
     }
     with written_aside(folder / "mmra.json") as partial:
         partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -12,6 +12,7 @@ import torch
 
 from pluralpref.atomic import written_aside
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse, show_progress
+from pluralpref.cli.prompt_options import PromptOptions
 from pluralpref.cli.win_rate_judge import JudgeOptions, build_judge, check_judge_options
 from pluralpref.errors import ConfigError
 from pluralpref.evaluation.win_rate import (
@@ -21,7 +22,6 @@ from pluralpref.evaluation.win_rate import (
     WinRateSummary,
     collect_verdicts,
     generate_answers,
-    load_prompts,
     make_pairs,
     read_answers,
     summarize,
@@ -34,16 +34,8 @@ _GENERATION = (
 
 @dataclass
 class WinRateOptions:
-    """Who answers what, and where everything is written."""
+    """Who answers, and where everything is written."""
 
-    prompts: str | None = field(
-        default=None, metadata={"help": "A data set with a column prompt, or of pairs: file, saved folder or hub name."}
-    )
-    prompts_config: str | None = field(default=None, metadata={"help": "The configuration of a data set on a hub."})
-    prompts_split: str | None = field(default=None, metadata={"help": "The split, if there are several; train[:100]."})
-    hh_format: str = field(
-        default="text", metadata={"help": "HH-RLHF transcripts as they are (text) or as chat messages (chat)."}
-    )
     policy: str | None = field(default=None, metadata={"help": "Folder or hub name of the policy."})
     baseline: str | None = field(default=None, metadata={"help": "Likewise of the baseline."})
     answers_a: str | None = field(
@@ -76,7 +68,9 @@ class WinRateOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Which of two policies a judge prefers: answers, a verdict on each pair in both orders, win rate with intervals."""
-    options, of_judge = parse("win-rate", (WinRateOptions, JudgeOptions), argv, main.__doc__ or "")
+    of_prompts, options, of_judge = parse(
+        "win-rate", (PromptOptions, WinRateOptions, JudgeOptions), argv, main.__doc__ or ""
+    )
     check_judge_options(of_judge)
     if options.num_bootstrap < 1 or options.seed < 0:
         raise ConfigError(
@@ -88,13 +82,7 @@ def main(argv: Sequence[str]) -> int:
         for name, idle in (("dtype", options.dtype != "float32"), ("use_cpu", options.use_cpu)):
             if idle:
                 raise ConfigError(f"--{name} has no effect: no model runs here")
-    prompts, report = load_prompts(
-        need(options.prompts, "prompts"),
-        split=options.prompts_split,
-        name=options.prompts_config,
-        hh_format=options.hh_format,
-    )
-    print(f"prompts: {report.summary()}", flush=True)
+    prompts, _ = of_prompts.load()
     policy = _answers(options, "policy", "a", 0, prompts, generation, folder)
     baseline = _answers(options, "baseline", "b", 1, prompts, generation, folder)
     pairs = make_pairs(prompts, policy, baseline)
@@ -102,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     path = folder / "verdicts.jsonl"
     verdicts = collect_verdicts(pairs, judge, path, info=of_judge.name(), progress=show_progress())
     summary = summarize(pairs, verdicts, num_bootstrap=options.num_bootstrap, seed=options.seed)
-    settings = {**asdict(options), **asdict(of_judge)}
+    settings = {**asdict(of_prompts), **asdict(options), **asdict(of_judge)}
     with written_aside(folder / "summary.json") as partial:
         partial.write_text(json.dumps({**summary.to_dict(), "options": settings}, indent=2) + "\n")
     print(as_text(summary))

@@ -1,6 +1,5 @@
 """The command ``pluralpref em-dpo``: one run on a tiny model, and what it refuses."""
 
-import gc
 import json
 
 import pytest
@@ -14,12 +13,7 @@ from pluralpref.errors import ConfigError, DataError
 from pluralpref.inference.em_dpo import EMDPOResult
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """transformers collects garbage after every training: what was imported needn't be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The command ``pluralpref mmra``, on a run of ``pluralpref em-dpo``."""
 
-import gc
 import json
 
 import pytest
@@ -12,12 +11,7 @@ from pluralpref.errors import ConfigError, DataError
 from pluralpref.evaluation.win_rate import load_prompts, read_answers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """transformers collects garbage after every training: what was imported needn't be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """EM-DPO's driver: against plain DPO, in a world of two classes, killed and resumed, and what it refuses."""
 
 import copy
-import gc
 import json
 
 import numpy as np
@@ -19,6 +18,8 @@ from pluralpref.inference.em_dpo import EMDPO, EMDPOResult, driver
 from pluralpref.likelihood import precompute_reference, score_margins
 from pluralpref.models import FixedStrength
 
+pytestmark = pytest.mark.usefixtures("quick_collection")
+
 PEOPLE = 30
 
 
@@ -33,14 +34,6 @@ def two_classes(choices, seed, right=0.9):
             prompt = TOPICS[rng.integers(len(TOPICS))]
             rows.append({"prompt": prompt, "chosen": better, "rejected": worse, "annotator": f"person {person}"})
     return Dataset.from_list(rows)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """transformers collects garbage after every training, here a dozen times a second: what was imported needn't be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
