@@ -12,7 +12,6 @@ from pluralpref.data import read_margins
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.inference.em_dpo import EMDPOResult
 
-
 pytestmark = pytest.mark.usefixtures("quick_collection")
 
 

@@ -10,7 +10,6 @@ from pluralpref.cli.mmra import main
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.evaluation.win_rate import load_prompts, read_answers
 
-
 pytestmark = pytest.mark.usefixtures("quick_collection")
 
 

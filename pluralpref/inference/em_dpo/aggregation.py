@@ -25,6 +25,8 @@ from pluralpref.errors import ConfigError, DataError, InferenceError
 
 #: How far over the least greatest regret equal weights may pull the mixture, relative to the regrets' size.
 _SLACK = 1e-9
+#: Weights that lie closer together are the same mixture.
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _solve(regrets: np.ndarray) -> np.ndarray:
     )
     if not found.success:
         raise InferenceError(f"the min-max program can't be solved: {found.message}")
-    corner, worst = found.x[:-1], found.x[-1] + _SLACK * max(1.0, np.abs(regrets).max())
+    size = max(1.0, np.abs(regrets).max())
+    corner, worst = found.x[:-1] / found.x[:-1].sum(), found.x[-1] + _SLACK * size
     middle = minimize(
         lambda w: ((w - 1 / classes) ** 2).sum(),
         corner,
@@ -126,5 +129,6 @@ def _solve(regrets: np.ndarray) -> np.ndarray:
     )
     weights = np.clip(middle.x, 0, None)
     weights /= weights.sum()
-    # A solver that gave up in between leaves the program's own corner.
-    return weights if (regrets @ weights).max() <= worst + 10 * _SLACK * max(1.0, np.abs(regrets).max()) else corner
+    # The program's own corner where it is the only solution (it holds exact zeros), and where the second solver gave up.
+    only = np.abs(weights - corner).max() < _SAME
+    return corner if only or (regrets @ weights).max() > worst + _SLACK * size else weights
