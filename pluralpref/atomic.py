@@ -15,9 +15,10 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader sees the old file or the new one, also when the writer is killed.
 
-    :param path: in a folder that exists.
+    :param path: its folder is made if it isn't there.
     """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield partial

@@ -30,7 +30,9 @@ class CompareOptions:
             "all, label noise, log-normal, gamma, two classes, and a group model for each of --group_columns."
         },
     )
-    beta: float = field(default=0.1, metadata={"help": "Centre of the wide default prior of the mean of beta."})
+    beta: float | None = field(
+        default=None, metadata={"help": "With --families: centre of the wide default prior of the mean of beta (0.1)."}
+    )
     level: str | None = field(
         default=None,
         metadata={
@@ -50,14 +52,15 @@ def main(argv: Sequence[str]) -> int:
     of_table, options = parse("compare", (TableOptions, CompareOptions), argv, main.__doc__ or "")
     if options.output and Path(options.output).exists() and not options.overwrite:
         raise ConfigError(f"--output {options.output} exists: choose another name or give --overwrite")
+    if options.beta is not None and options.families is None:
+        raise ConfigError("--beta has no effect without --families: leave it out, or name the families")
     table, columns = read_choices(of_table)
     models: dict[str, Any] = default_models(as_choices(**columns))
     if options.families is not None:
         if of_table.group_columns:
             raise ConfigError("--group_columns has no effect together with --families: leave one out")
-        models = {
-            name: models[_NOISE] if name == _NOISE else make_strength(name, options.beta) for name in options.families
-        }
+        beta = 0.1 if options.beta is None else options.beta
+        models = {name: models[_NOISE] if name == _NOISE else make_strength(name, beta) for name in options.families}
     found = compare(
         **columns,
         models=models,

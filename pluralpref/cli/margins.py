@@ -9,7 +9,7 @@ from typing import Any
 
 from pluralpref.cli.data_options import DataOptions, load_pairs
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
-from pluralpref.cli.scoring import write_scored
+from pluralpref.cli.scoring import refuse_columns_of_scores, write_scored
 from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError
 from pluralpref.likelihood import NO_REFERENCE
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     pairs, note = load_pairs(data, data.dataset_train_split)
     if note is not None:
         print(note, flush=True)
+    refuse_columns_of_scores(pairs)
     has_columns = {"ref_chosen_logps", "ref_rejected_logps"} <= set(pairs.column_names)
     if model_options.reward_model:
         if options.reference is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class MMRAOptions:
     )
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The run's reference; default: the one that its config.yaml names."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "The reference's revision on the hub, with --ref_model_name_or_path (main)."}
     )
     regret_weights: list[float] | None = field(
         default=None, metadata={"help": "How much each class's regret counts, one number for each class (1)."}
@@ -66,18 +69,20 @@ def main(argv: Sequence[str]) -> int:
     if classes < 2:
         raise ConfigError(f"--run_dir {run} has one class: there is nothing to choose between")
     check_regret_weights(options.regret_weights, classes)  # before hours of answers
-    reference = options.ref_model_name_or_path or _reference_of(run)
+    reference, revision = _reference(options, run)
     folder = Path(options.output_dir) if options.output_dir else run / "mmra"
     prompts, rows = of_prompts.load()
     source = ModelOptions(dtype=options.dtype, trust_remote_code=options.trust_remote_code)
 
-    def load(name: str) -> Any:
-        return load_model(source, name).to(device(options.use_cpu))
+    of_reference = replace(source, model_revision=revision)
+
+    def load(name: str, where: ModelOptions = source) -> Any:
+        return load_model(where, name).to(device(options.use_cpu))
 
     names = [str(policy) for policy in result.policies]
     answers = class_answers(
         [lambda name=name: load(name) for name in names],  # type: ignore[misc]
-        lambda: load(reference),
+        lambda: load(reference, of_reference),
         load_tokenizer(source, names[0]),
         prompts,
         folder,
@@ -105,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
         "prompts": {"used": len(answers.used), "left_out": answers.skipped},
         "policies": names,
         "reference": reference,
+        "reference_revision": revision,
         "options": {**asdict(of_prompts), **asdict(options)},
     }
     with written_aside(folder / "mmra.json") as partial:
@@ -115,16 +121,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _reference_of(run: Path) -> str:
-    """What the run's options name.
+def _reference(options: MMRAOptions, run: Path) -> tuple[str, str]:
+    """The reference's name and revision: as given, or as the run's options name them.
 
-    :raises ConfigError: if there are none.
+    :raises ConfigError: if there are no such options, and for a revision of a reference that isn't named.
     """
+    if options.ref_model_name_or_path is not None:
+        return options.ref_model_name_or_path, options.model_revision or "main"
+    if options.model_revision is not None:
+        raise ConfigError("--model_revision has no effect without --ref_model_name_or_path: the run's own is taken")
     path = run / CONFIG_NAME
     if not path.is_file():
         raise ConfigError(f"--ref_model_name_or_path is missing: {path}, which would name the reference, isn't there")
     settings = yaml.safe_load(path.read_text())
-    return settings.get("ref_model_name_or_path") or settings["model_name_or_path"]
+    name = settings.get("ref_model_name_or_path") or settings["model_name_or_path"]
+    return name, settings.get("model_revision", "main")
 
 
 def _as_text(found: Any, shares: Any, alternatives: dict[str, Any]) -> str:

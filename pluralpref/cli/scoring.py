@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pluralpref.cli.options import show_progress
 from pluralpref.data import MarginsTable, write_margins
+from pluralpref.errors import DataError
 from pluralpref.likelihood import NO_REFERENCE, score_margins
+from pluralpref.likelihood.head_logps import LOGITS_BUDGET_BYTES
 
+#: Columns of a tokenised data set that aren't passed on as they are.
 _OWN_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids", "length", "annotator", "weight", "preferred"}
+#: Columns that a table of margins has for itself, beside a reference's numbers, which a data set may bring along.
+_SCORES = ("margin", "margins", "chosen_logps", "rejected_logps", "chosen_rewards", "rejected_rewards")
+
+
+def refuse_columns_of_scores(dataset: Any) -> None:
+    """Refuse pairs with a column that the table of margins has for itself, before anything is computed.
+
+    :raises DataError: naming it.
+    """
+    for name in _SCORES:
+        if name in dataset.column_names:
+            raise DataError(
+                f"the pairs have a column {name!r}, as the table of margins that is to be written has: rename or remove it"
+            )
 
 
 def write_scored(
@@ -21,8 +40,16 @@ def write_scored(
     batch_size: int,
     metadata: dict[str, Any],
     attn_layout: str = "auto",
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    logits_budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> MarginsTable:
-    """Margins of all pairs of a tokenised data set, with every further simple column of the source, as Parquet."""
+    """Margins of all pairs of a tokenised data set, with every further simple column of the source, as Parquet.
+
+    :param autocast: the training's, where the reference's numbers were computed in training: policy and reference of
+        different precision would give margins where there are none.
+    :raises DataError: see :func:`refuse_columns_of_scores`.
+    """
+    refuse_columns_of_scores(dataset)
     scores = score_margins(
         policy,
         reference,
@@ -31,6 +58,8 @@ def write_scored(
         batch_size=batch_size,
         progress=show_progress(),
         attn_layout=attn_layout,
+        autocast=autocast,
+        logits_budget_bytes=logits_budget_bytes,
     )
     if reference is NO_REFERENCE:
         scores = {

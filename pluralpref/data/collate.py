@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pluralpref.data.labels import is_blank
 from pluralpref.errors import ConfigError, DataError
 
 
@@ -85,7 +86,7 @@ class PreferenceCollator:
     @staticmethod
     def _name(row: Mapping[str, Any]) -> str:
         name = row.get("annotator")
-        if name is None:
+        if is_blank(name):
             raise DataError(
                 f"row {row.get('row', '?')} has no annotator: with panel=True every pair needs one, since a person's choices "
                 "share their strength"

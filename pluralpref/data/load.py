@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, ReadInstruction, load_dataset, load_from_disk
 
+from pluralpref.data.labels import refuse_blank_labels
 from pluralpref.errors import ConfigError, DataError
 
 #: Kinds of files and the builders of ``datasets`` that read them.
@@ -64,11 +65,7 @@ def check_columns(dataset: Dataset) -> None:
             'Name them with columns={"chosen": "...", "rejected": "..."}'
         )
     if "annotator" in dataset.column_names:
-        for row, value in enumerate(dataset["annotator"]):
-            if value is None:
-                raise DataError(
-                    f"row {row}: column 'annotator' is empty; give every pair an annotator, or drop the column"
-                )
+        refuse_blank_labels("annotator", dataset["annotator"])
     for column, top in (("weight", math.inf), ("preferred", 1.0)):
         if column not in dataset.column_names:
             continue

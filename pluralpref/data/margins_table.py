@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from pluralpref.atomic import written_aside
+from pluralpref.data.labels import refuse_blank_labels
 from pluralpref.errors import DataError
 
 _METADATA = b"pluralpref"
+#: Columns that have a meaning of their own.
+OWN_COLUMNS = ("margin", "annotator", "weight", "preferred")
 
 
 @dataclass
@@ -64,7 +67,10 @@ class MarginsTable:
             setattr(self, name, values)
         if self.annotator is not None:
             self._check_length("annotator", self.annotator)
+            refuse_blank_labels("annotator", self.annotator)
         for name, column in self.groups.items():
+            if name in OWN_COLUMNS:
+                raise DataError(f"groups has a column {name!r}, which is the table's own: rename it")
             self._check_length(name, column)
 
     def _check_length(self, name: str, column: Any) -> None:
@@ -101,8 +107,13 @@ def read_margins(path: str | os.PathLike[str]) -> MarginsTable:
     source = Path(path)
     if not source.is_file():
         raise DataError(f"{source}: no such file")
+    # Left to guess, the reader would make one person of the annotators "007" and "7".
+    text = pyarrow.csv.ConvertOptions(column_types={"annotator": pa.string()})
     try:
-        arrow = pyarrow.csv.read_csv(source) if source.suffix == ".csv" else pyarrow.parquet.read_table(source)
+        if source.suffix == ".csv":
+            arrow = pyarrow.csv.read_csv(source, convert_options=text)
+        else:
+            arrow = pyarrow.parquet.read_table(source)
     except pa.ArrowException as error:
         raise DataError(
             f"{source} can't be read as {'CSV' if source.suffix == '.csv' else 'Parquet'}: {error}"

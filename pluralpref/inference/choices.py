@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pluralpref.data.labels import is_blank
 from pluralpref.errors import DataError
 
 #: How many offending rows a message names.
@@ -120,7 +121,7 @@ def annotator_names(values: Any, needed_by: str) -> list[str]:
     """
     labels = values.tolist() if hasattr(values, "tolist") else list(values)
     for row, label in enumerate(labels):
-        if label is None or label != label or not str(label).strip():
+        if is_blank(label):
             raise DataError(f"row {row}: column 'annotator' is empty; {needed_by} needs to know who made every choice")
     return [str(label) for label in labels]
 
@@ -172,7 +173,7 @@ def _sequence(name: str, values: Any, pairs: int) -> Sequence[Any]:
     if isinstance(values, str) or not hasattr(values, "__len__"):
         raise DataError(f"{name} must be a sequence with one label for each pair")
     _same_length(name, len(values), pairs)
-    missing = [row for row, value in enumerate(values) if value is None or value != value]
+    missing = [row for row, value in enumerate(values) if is_blank(value)]
     if missing:
         raise DataError(
             f"{name}: {len(missing)} of {pairs} labels are missing, the first in row {missing[0]}; name them or leave "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from pluralpref.data.labels import is_blank
 from pluralpref.errors import ConfigError, DataError
 
 _BATCH = 10_000
@@ -51,9 +52,10 @@ def _values(column: Dataset, by: str) -> set[Any]:
     values: set[Any] = set()
     for start, batch in enumerate(column.iter(batch_size=_BATCH)):
         for position, value in enumerate(batch[by]):
-            if value is None or not isinstance(value, str | int | float):
+            blank = is_blank(value)
+            if blank or not isinstance(value, str | int | float):
                 row = start * _BATCH + position
-                found = "empty" if value is None else f"a {type(value).__name__}"
+                found = "empty" if blank else f"a {type(value).__name__}"
                 raise DataError(f"row {row}: column {by!r} is {found}; to split by it every row needs text or a number")
             values.add(value)
     return values
