@@ -18,6 +18,7 @@ from pluralpref.data import (
     load_preferences,
     tokenize_preferences,
 )
+from pluralpref.data.tokenize import SOURCE_ROW
 from pluralpref.errors import ConfigError
 
 _DEFAULT_FRACTION = 0.2
@@ -133,6 +134,9 @@ def load_training_pairs(
         notes.append(note)
     elif held_out.held_out_by is not None:
         fraction = _DEFAULT_FRACTION if held_out.held_out_fraction is None else held_out.held_out_fraction
+        # Rows of a part keep their numbers: messages name them, and runs are compared pair by pair by them.
+        if SOURCE_ROW not in pairs.column_names:
+            pairs = pairs.add_column(SOURCE_ROW, list(range(len(pairs))))
         pairs, others = disjoint_split(pairs, held_out.held_out_by, fraction, seed)
         notes.append(
             f"{len(others)} pairs of other values of {held_out.held_out_by} held out, {len(pairs)} to train on"

@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         "alternatives": {name: found.worst_of(weights) for name, weights in alternatives.items()},
         "regrets": found.regrets.tolist(),
         "standard_errors": None if bool(found.standard_errors.isnan().any()) else found.standard_errors.tolist(),
-        "rows": rows,
+        "rows": rows.to_dict(),
         "prompts": {"used": len(answers.used), "left_out": answers.skipped},
         "policies": names,
         "reference": reference,

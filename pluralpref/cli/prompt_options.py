@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pluralpref.cli.options import need
 
 if TYPE_CHECKING:
+    from pluralpref.data import RowReport
     from pluralpref.evaluation.win_rate import Prompt
 
 
@@ -24,7 +25,7 @@ class PromptOptions:
         default="text", metadata={"help": "HH-RLHF transcripts as they are (text) or as chat messages (chat)."}
     )
 
-    def load(self) -> tuple[list[Prompt], dict[str, object]]:
+    def load(self) -> tuple[list[Prompt], RowReport]:
         """The prompts, and the account of their rows, which is also printed.
 
         :raises ConfigError, DataError: as :func:`~pluralpref.evaluation.win_rate.load_prompts`.
@@ -38,4 +39,4 @@ class PromptOptions:
             hh_format=self.hh_format,
         )
         print(f"prompts: {report.summary()}", flush=True)
-        return prompts, report.to_dict()
+        return prompts, report

@@ -82,9 +82,9 @@ def main(argv: Sequence[str]) -> int:
         for name, idle in (("dtype", options.dtype != "float32"), ("use_cpu", options.use_cpu)):
             if idle:
                 raise ConfigError(f"--{name} has no effect: no model runs here")
-    prompts, _ = of_prompts.load()
-    policy = _answers(options, "policy", "a", 0, prompts, generation, folder)
-    baseline = _answers(options, "baseline", "b", 1, prompts, generation, folder)
+    prompts, report = of_prompts.load()
+    policy = _answers(options, "policy", "a", 0, prompts, generation, folder, report.total)
+    baseline = _answers(options, "baseline", "b", 1, prompts, generation, folder, report.total)
     pairs = make_pairs(prompts, policy, baseline)
     judge = build_judge(of_judge, options.dtype, device(options.use_cpu))
     path = folder / "verdicts.jsonl"
@@ -132,10 +132,11 @@ def _answers(
     prompts: list[Prompt],
     generation: GenerationOptions | None,
     folder: Path,
+    num_rows: int,
 ) -> list[Answer]:
     file = getattr(options, f"answers_{letter}")
     if file is not None:
-        return read_answers(file, prompts)
+        return read_answers(file, prompts, num_rows)
     assert generation is not None
     name = getattr(options, side)
     source = ModelOptions(dtype=options.dtype)

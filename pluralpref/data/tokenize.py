@@ -16,6 +16,8 @@ from pluralpref.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+#: Where each row stands in its source, of a data set that is a part of it.
+SOURCE_ROW = "source_row"
 #: Stands before an answer where a tokenizer would otherwise put a space; nothing merges with a line feed's byte.
 _SEAM = "\n"
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected")
@@ -40,7 +42,8 @@ def tokenize_preferences(
     something before it. Plain text answers end with EOS; conversations are rendered by the chat template and get
     nothing added.
 
-    :param dataset: see :func:`~pluralpref.data.load_preferences`; a tokenised one is checked and passed through.
+    :param dataset: see :func:`~pluralpref.data.load_preferences`; a tokenised one is checked and passed through. A column
+        ``source_row`` of whole numbers says where the rows of a part stand in their source; else they are counted.
     :param max_length: longest prompt plus answer.
     :param truncation_mode: ``"drop"`` skips longer pairs; ``"keep_end"`` cuts the oldest tokens of the prompt, for
         both answers alike. Answers are never cut.
@@ -68,7 +71,10 @@ def tokenize_preferences(
         RowReport().check(strict)
     if {"row", "length", "skip_reason"} & set(dataset.column_names):
         raise DataError("columns named row, length or skip_reason would be overwritten: rename them")
-    encoder = _Encoder(tokenizer, max_length, truncation_mode, hh_format)
+    numbers = _source_rows(dataset)
+    if numbers is not None:
+        dataset = dataset.remove_columns(SOURCE_ROW)
+    encoder = _Encoder(tokenizer, max_length, truncation_mode, hh_format, numbers)
     fields = [column for column in _TEXT_COLUMNS if column in dataset.column_names]
     encoded = dataset.map(
         encoder,
@@ -78,7 +84,17 @@ def tokenize_preferences(
         load_from_cache_file=False,
     )
     reasons, cut_prompts = encoded["skip_reason"][:], sum(encoded["prompt_was_cut"])
-    return _account(encoded.remove_columns(["skip_reason", "prompt_was_cut"]), reasons, cut_prompts, strict)
+    return _account(encoded.remove_columns(["skip_reason", "prompt_was_cut"]), reasons, cut_prompts, strict, numbers)
+
+
+def _source_rows(dataset: Dataset) -> list[int] | None:
+    if SOURCE_ROW not in dataset.column_names:
+        return None
+    numbers = dataset[SOURCE_ROW][:]
+    for row, number in enumerate(numbers):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise DataError(f"row {row}: column {SOURCE_ROW!r} is {number!r}; expected the row's number in its source")
+    return numbers
 
 
 def _has_transcripts(dataset: Dataset) -> bool:
@@ -87,12 +103,14 @@ def _has_transcripts(dataset: Dataset) -> bool:
     return any(prompt is None and is_transcript(text) for prompt, text in zip(prompts, chosen, strict=False))
 
 
-def _account(dataset: Dataset, reasons: list[str], cut_prompts: int, strict: bool) -> tuple[Dataset, RowReport]:
-    """Leave out the rows that have a reason for it, count them and say so."""
+def _account(
+    dataset: Dataset, reasons: list[str], cut_prompts: int, strict: bool, numbers: list[int] | None = None
+) -> tuple[Dataset, RowReport]:
+    """Leave out the rows that have a reason for it, count them and say so, by their numbers in the source."""
     report = RowReport(total=len(reasons), cut_prompts=cut_prompts)
     for row, reason in enumerate(reasons):
         if reason:
-            report.skip(reason, row)
+            report.skip(reason, row if numbers is None else numbers[row])
     report.check(strict)
     if report.skipped or report.cut_prompts:
         logger.warning(report.summary())
@@ -130,8 +148,10 @@ def leading_bos(tokenizer: Any) -> list[int]:
 class _Encoder:
     """Encodes one row; a class so that ``Dataset.map`` can pickle it."""
 
-    def __init__(self, tokenizer: Any, max_length: int, truncation_mode: str, hh_format: str) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, max_length: int, truncation_mode: str, hh_format: str, numbers: list[int] | None
+    ) -> None:
+        self.tokenizer, self.numbers = tokenizer, numbers
         self.max_length = max_length
         self.keep_end = truncation_mode == "keep_end"
         self.hh_format = hh_format
@@ -144,6 +164,7 @@ class _Encoder:
         self.start = self.bos or ([bos] if bos is not None else self.eos)
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        number = number if self.numbers is None else self.numbers[number]
         fields, reason = normalize_row(row, number, self.hh_format)
         empty: dict[str, Any] = {
             "prompt_ids": [],

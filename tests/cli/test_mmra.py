@@ -7,6 +7,7 @@ import torch
 
 from pluralpref.cli.em_dpo import main as em_dpo
 from pluralpref.cli.mmra import main
+from pluralpref.cli.options import load_model
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.evaluation.win_rate import load_prompts, read_answers
 
@@ -105,6 +106,28 @@ def test_the_reference_is_asked_for_where_nothing_names_it(workplace, tmp_path):
             main(arguments(workplace))
     finally:
         hidden.rename(options)
+
+
+def test_the_reference_has_the_runs_revision(workplace, tmp_path, monkeypatch):
+    options = workplace / "run" / "config.yaml"
+    text = options.read_text()
+    seen = []
+
+    def spy(source, name=None):
+        seen.append((name, source.model_revision))
+        return load_model(source, name)
+
+    monkeypatch.setattr("pluralpref.cli.mmra.load_model", spy)
+    try:
+        options.write_text(text + "model_revision: step3000\n")
+        assert main(arguments(workplace, "--output_dir", str(tmp_path / "out"))) == 0
+    finally:
+        options.write_text(text)
+    assert {revision for name, revision in seen if name == str(workplace / "model")} == {"step3000"}
+    assert {revision for name, revision in seen if name != str(workplace / "model")} == {"main"}
+    assert json.loads((tmp_path / "out" / "mmra.json").read_text())["reference_revision"] == "step3000"
+    with pytest.raises(ConfigError, match="--model_revision has no effect"):
+        main(arguments(workplace, "--model_revision", "main"))
 
 
 def test_help_has_an_example(capsys):

@@ -184,7 +184,7 @@ def test_default_models_have_one_for_each_group_column(heterogeneous):
 def test_command(tmp_path, heterogeneous, capsys):
     margins, labels = heterogeneous
     write_margins(tmp_path / "m.parquet", MarginsTable(margins[:400], annotator=labels[:400]))
-    out = tmp_path / "c.json"
+    out = tmp_path / "made" / "c.json"
     arguments = ["compare", "--margins", str(tmp_path / "m.parquet"), "--num_samples", "100", "--output", str(out)]
     assert main([*arguments, "--families", "fixed_learned", "label_noise", "lognormal", "--drivers", "2"]) == 0
     shown = capsys.readouterr().out
@@ -198,6 +198,8 @@ def test_command(tmp_path, heterogeneous, capsys):
     assert list(json.loads(out.read_text())["levels"]) == ["annotator"]
     assert main([*arguments, "--overwrite", "--level", "people"]) == 2
     assert "level='people'" in capsys.readouterr().err
+    assert main(["compare", "--margins", str(tmp_path / "m.parquet"), "--beta", "0.02"]) == 2
+    assert "--beta has no effect without --families" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["compare", "--margins", str(tmp_path / "m.parquet"), "--group_columns", "age"]) == 2

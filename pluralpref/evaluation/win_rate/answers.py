@@ -56,7 +56,7 @@ def as_record(answer: Answer, prompt: Prompt) -> dict[str, Any]:
     return {"prompt_id": answer.prompt_id, "prompt": prompt.prompt, **values}
 
 
-def read_answers(path: str | Path, prompts: list[Prompt]) -> list[Answer]:
+def read_answers(path: str | Path, prompts: list[Prompt], num_rows: int | None = None) -> list[Answer]:
     """Answers from a file: one of this package's own, or any table with a column ``answer``.
 
     A table may have a column ``prompt_id``, the row of the prompt in its source; without one its rows are those of the
@@ -64,6 +64,8 @@ def read_answers(path: str | Path, prompts: list[Prompt]) -> list[Answer]:
 
     :param path: JSON Lines, JSON, CSV or Parquet.
     :param prompts: all of them must be answered.
+    :param num_rows: rows of the prompts' source, those without a prompt included: what a table without ``prompt_id`` must have,
+        since its rows are matched by their places. ``None``: only that it has enough.
     :returns: one answer for each prompt, in the prompts' order.
     :raises DataError: if answers are missing, there twice, no text, or belong to other prompts.
     """
@@ -77,7 +79,7 @@ def read_answers(path: str | Path, prompts: list[Prompt]) -> list[Answer]:
         lines = path.read_bytes().split(b"\n")[1:-1]
         found = [Answer.from_record(record) for record in read_records(lines, path, first=2)]
     else:
-        found = _foreign(path, prompts)
+        found = _foreign(path, prompts, num_rows)
     known: dict[int, Answer] = {}
     for answer in found:
         if answer.prompt_id in known:
@@ -94,7 +96,7 @@ def read_answers(path: str | Path, prompts: list[Prompt]) -> list[Answer]:
     return [known[p.prompt_id] for p in prompts]
 
 
-def _foreign(path: Path, prompts: list[Prompt]) -> list[Answer]:
+def _foreign(path: Path, prompts: list[Prompt], num_rows: int | None) -> list[Answer]:
     table = read_source(path, None, None, {"prompt", "answer"})
     names = table.column_names
     if "answer" not in names:
@@ -113,6 +115,11 @@ def _foreign(path: Path, prompts: list[Prompt]) -> list[Answer]:
     known = {a.prompt_id for a in answers} - set(content)
     if "prompt_id" in names and known:
         raise DataError(f"{path}: prompt_id {min(known)} is none of the prompts")
+    if "prompt_id" not in names and num_rows is not None and len(answers) != num_rows:
+        raise DataError(
+            f"{path}: {len(answers)} rows, but {num_rows} rows of prompts were read: give one answer for each of these, or a "
+            "column prompt_id with the prompt's row among them, counted from 0"
+        )
     if "prompt_id" not in names and len(answers) <= max(content):
         raise DataError(
             f"{path}: {len(answers)} rows, but the prompts reach to row {max(content)}: give one answer for each row of "

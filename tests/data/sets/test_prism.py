@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -328,6 +329,25 @@ def test_utterances_give_the_same_pairs(rule):
     same, same_report = _read([FULL, TWICE], pairs=rule)
     assert pairs.to_list() == same.to_list()
     assert report == same_report
+
+
+@pytest.mark.parametrize("rule", ["chosen", "scores", "extremes"])
+def test_utterances_in_a_csv_file(tmp_path, rule):
+    """Everything in it is text, also flags, empty scores, and turns, of which the tenth comes after the second."""
+    rows = [{**row, "turn": row["turn"] * 5} for row in _utterances()]
+    assert {row["turn"] for row in rows} >= {5, 10}
+    pd.DataFrame(rows).to_csv(tmp_path / "utterances.csv", index=False)
+    pairs, report = read_prism(tmp_path / "utterances.csv", pairs=rule, demographics=False)
+    same, same_report = read_prism(Dataset.from_list(rows), pairs=rule, demographics=False)
+    assert pairs.to_list() == same.to_list()
+    assert report == same_report
+
+
+def test_a_flag_that_is_none(tmp_path):
+    rows = [{**row, "if_chosen": "perhaps"} for row in _utterances()]
+    pd.DataFrame(rows).to_csv(tmp_path / "utterances.csv", index=False)
+    with pytest.raises(DataError, match="row 0: column 'if_chosen' is 'perhaps'"):
+        read_prism(tmp_path / "utterances.csv", demographics=False)
 
 
 def test_utterances_without_a_turn():

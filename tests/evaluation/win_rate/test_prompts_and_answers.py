@@ -122,3 +122,13 @@ def test_answers_made_elsewhere(tmp_path):
             read_answers(path, prompts)
     with pytest.raises(DataError, match="no such file"):
         read_answers(tmp_path / "none.jsonl", prompts)
+
+
+def test_answers_without_numbers_stand_beside_all_rows_of_the_prompts(tmp_path):
+    """A part of the prompts with a file of answers to all of them: which belongs to which can't be known."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({"answer": f"answer {i}"}) + "\n" for i in range(4)))
+    prompts = [Prompt(i, f"q{i}") for i in range(2)]
+    with pytest.raises(DataError, match="4 rows, but 2 rows of prompts were read"):
+        read_answers(path, prompts, 2)
+    assert [a.answer for a in read_answers(path, prompts, 4)] == ["answer 0", "answer 1"]
