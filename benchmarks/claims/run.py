@@ -58,11 +58,14 @@ def main() -> None:
     options = parser.parse_args()
     levels = SHORT_LEVELS if options.short else LEVELS
     seeds = options.seeds or (1 if options.short else 3)
-    jobs = [
-        (kind, level, seed, options.short, options.output)
-        for seed in range(seeds)
-        for kind, values in levels.items()
-        for level in values
+    populations = [(kind, level, seed) for seed in range(seeds) for kind, values in levels.items() for level in values]
+    # The methods of what is left over are dealt out, so that no process is idle for a whole population.
+    whole = len(populations) - len(populations) % options.processes
+    jobs = [(*population, options.short, options.output, 0, 1) for population in populations[:whole]]
+    jobs += [
+        (*population, options.short, options.output, part, options.processes)
+        for population in populations[whole:]
+        for part in range(options.processes)
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("a+b") as file:  # close a line that a kill cut short
@@ -74,9 +77,9 @@ def main() -> None:
             print(f"[{number}/{len(jobs)}] {note}", flush=True)
 
 
-def run_population(job: tuple[str, float, int, bool, Path]) -> str:
-    """Every method that isn't in the output yet, on one population."""
-    kind, level, seed, short, output = job
+def run_population(job: tuple[str, float, int, bool, Path, int, int]) -> str:
+    """Every method that isn't in the output yet, or of every so many methods one, on one population."""
+    kind, level, seed, short, output, part, parts = job
     started = time.perf_counter()
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
@@ -85,7 +88,8 @@ def run_population(job: tuple[str, float, int, bool, Path]) -> str:
     size = SHORT_SIZE if short else FULL_SIZE
     key = {"kind": kind, "level": level, "seed": seed, "size": size}
     done = known(output, key)
-    wanted = [m for m in METHODS if m.name not in done and (not short or m.name in SHORT)]
+    methods = [m for m in METHODS if not short or m.name in SHORT]
+    wanted = [m for m in methods[part::parts] if m.name not in done]
     if not wanted:
         return f"{kind} {level} seed {seed}: done before"
     population, tokenizer = Population(kind, level, seed), build_tokenizer()
