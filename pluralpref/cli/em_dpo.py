@@ -92,7 +92,6 @@ def main(argv: Sequence[str]) -> int:
         groups = (data, held_out_options, model_options, peft, options, mixture)
         settings: dict[str, Any] = {name: value for group in groups for name, value in asdict(group).items()}
         settings |= changed_options(config)
-        settings.pop("resume_from_checkpoint", None)
         text = yaml.safe_dump({name: value for name, value in settings.items() if value is not None})
         with written_aside(run / CONFIG_NAME) as partial:
             partial.write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -83,9 +84,15 @@ def _from_yaml(path: Path) -> list[str]:
     for name, value in values.items():
         if value is None or value == []:  # what argparse has no words for
             continue
-        items = value if isinstance(value, list) else [value]
-        arguments += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in items)]
+        arguments += [f"--{name}", *map(_word, value if isinstance(value, list) else [value])]
     return arguments
+
+
+def _word(value: Any) -> str:
+    """A value as a person would write it behind a flag."""
+    if isinstance(value, dict):  # transformers reads such options as JSON
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def need(value: Any, flag: str) -> Any:

@@ -10,17 +10,21 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
+from transformers.trainer_pt_utils import AcceleratorConfig
 
+from pluralpref.atomic import written_aside
 from pluralpref.cli.data_options import DataOptions, HeldOutOptions, load_training_pairs, tokenize_sets
 from pluralpref.cli.hub import HubUpload, refuse_idle_options
 from pluralpref.cli.options import ModelOptions, load_model, load_tokenizer, need, parse
 from pluralpref.cli.peft_options import PeftOptions, add_adapters
-from pluralpref.cli.scoring import write_scored
+from pluralpref.cli.scoring import refuse_columns_of_scores, write_scored
 from pluralpref.cli.strength_options import StrengthOptions, build_strength
 from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
 
 CONFIG_NAME = "config.yaml"
+#: Says how this start of the run was made, not what the run is.
+_NOT_OF_THE_RUN = ("resume_from_checkpoint",)
 
 
 @dataclass
@@ -64,7 +68,15 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "eval_strategy needs held-out pairs: give --dataset_test_split, --eval_dataset_name or --held_out_by"
         )
+    if held_out is not None:
+        refuse_columns_of_scores(held_out)
     strength = build_strength(strength_options, [pairs for pairs in (train_pairs, held_out) if pairs is not None])
+    if config.strength_learning_rate != MixDPOConfig.__dataclass_fields__["strength_learning_rate"].default and not (
+        strength.priors() or any(parameter.requires_grad for parameter in strength.parameters())
+    ):
+        raise ConfigError(
+            f"--strength_learning_rate {config.strength_learning_rate} has no effect: this strength isn't learned; leave it out"
+        )
     tokenizer, model = load_tokenizer(model_options), load_model(model_options)
     model = add_adapters(model, peft, config.disable_dropout)
     reference = None
@@ -90,7 +102,8 @@ def main(argv: Sequence[str]) -> int:
     )
     trainer.row_reports.update({"train": reports["train"]})
     run.mkdir(parents=True, exist_ok=True)
-    if first and resume is None:
+    # Not only without --resume_from_checkpoint: jobs that may be taken off a machine carry it from their first start.
+    if first and not (run / CONFIG_NAME).exists():
         settings = {
             **asdict(data),
             **asdict(held_out_options),
@@ -101,7 +114,8 @@ def main(argv: Sequence[str]) -> int:
             **changed_options(config),
             **({"push_to_hub": True} if push else {}),
         }
-        (run / CONFIG_NAME).write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+        with written_aside(run / CONFIG_NAME) as partial:
+            partial.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
     if first:
         (run / "rows.json").write_text(json.dumps({k: r.to_dict() for k, r in reports.items()}, indent=2) + "\n")
     result = trainer.train(resume_from_checkpoint=resume)
@@ -122,6 +136,8 @@ def main(argv: Sequence[str]) -> int:
             config.per_device_eval_batch_size,
             {"policy": str(run / "policy"), "reference": model_options.model_name_or_path, "dataset": source},
             config.attn_layout,
+            trainer.compute_loss_context_manager,
+            config.logits_budget_bytes,
         )
         print(f"margins of {len(table)} held-out pairs: {run / 'margins.parquet'}", flush=True)
     if upload is not None:
@@ -145,14 +161,27 @@ def _resume(value: str | None) -> str | bool | None:
 
 
 def changed_options(config: MixDPOConfig) -> dict[str, object]:
-    """The options that differ from their defaults: enough to run again, short enough to read."""
+    """The options that differ from their defaults: enough to run again, short enough to read. Secrets are left out."""
     # Compared with the declared defaults: making a second config would reset accelerate's state under the trainer.
     settings: dict[str, object] = {}
     for option in fields(config):
+        if not option.init or option.name in _NOT_OF_THE_RUN or option.name.endswith("_token"):
+            continue
         value = getattr(config, option.name)
+        if isinstance(value, AcceleratorConfig):  # what transformers makes of no configuration, too
+            usual = AcceleratorConfig().to_dict()
+            value = {name: chosen for name, chosen in value.to_dict().items() if chosen != usual.get(name)}
         default = option.default if option.default_factory is MISSING else option.default_factory()
         wanted = option.name in ("output_dir", "seed") or value != default
-        if option.init and wanted and isinstance(value, str | int | float | list) and value != []:
-            # Enumerations are strings of their own kind, which YAML would write as Python objects.
-            settings[option.name] = str(getattr(value, "value", value)) if isinstance(value, str) else value
+        if wanted and isinstance(value, str | int | float | list | dict) and value not in ([], {}):
+            settings[option.name] = _plain(value)
     return settings
+
+
+def _plain(value: Any) -> Any:
+    """Without enumerations, strings of their own kind, which YAML would write as Python objects."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(getattr(value, "value", value)) if isinstance(value, str) else value

@@ -11,6 +11,9 @@ from torch import Tensor
 from pluralpref.data.labels import is_blank
 from pluralpref.errors import ConfigError, DataError
 
+#: Number of a pair in what is evaluated, as the trainer counts; a data set's own ``row`` may occur twice or not at all.
+POSITION = "_position"
+
 
 class PreferenceCollator:
     """Pad a list of pairs to a batch: all chosen rows first, then all rejected rows in the same order.
@@ -45,7 +48,7 @@ class PreferenceCollator:
             ``ref_chosen_logps``, ``ref_rejected_logps``.
         :returns: ``input_ids``, ``attention_mask``, ``completion_mask`` (2 pairs, length), int64; ``pair_lengths``
             (pairs, 3), the numbers of tokens of prompt, chosen and rejected answer; ``weight``,
-            ``preferred`` (pairs,), float64; ``annotator``, ``row`` (pairs,), int64; reference columns (pairs,),
+            ``preferred`` (pairs,), float64; ``annotator``, ``row``, ``_position`` (pairs,), int64; reference columns (pairs,),
             float64; ``groups``, a dict of lists of text; ``context_columns``, a dict of lists; ``annotator_names``, a list
             of text.
         :raises DataError: for an annotator that has no code or no name.
@@ -75,8 +78,9 @@ class PreferenceCollator:
             batch["annotator"] = torch.tensor([self._code(row) for row in rows])
         if self.panel:
             batch["annotator_names"] = [self._name(row) for row in rows]
-        if "row" in rows[0]:
-            batch["row"] = torch.tensor([int(row["row"]) for row in rows])
+        for name in ("row", POSITION):
+            if name in rows[0]:
+                batch[name] = torch.tensor([int(row[name]) for row in rows])
         if self.group_columns:
             batch["groups"] = {name: [str(row[name]) for row in rows] for name in self.group_columns}
         if self.context_columns:

@@ -74,7 +74,7 @@ def write_report(
     """Write a run's report as one HTML file without external resources. Every part is optional.
 
     :param title: the heading; ``subtitle`` a line under it.
-    :param config: what was run, by option.
+    :param config: what was run, by option; values of options that end with ``_token`` aren't shown.
     :param rows: the row accounting: count by reason (``{"read": 1000, "used": 990, "skipped/tie": 10}``).
     :param training: logged metrics, dicts with ``step``.
     :param training_law: the strength at the end of training; several by label.
@@ -107,7 +107,7 @@ def write_report(
             report.add_figure(figure, caption)
     if config:
         report.add_section("What was run")
-        report.add_key_values(config)
+        report.add_key_values({name: _shown(name, value) for name, value in config.items()})
     if rows:
         report.add_section("Data")
         report.add_table(Table(["rows", "count"], list(rows.items()), "What became of every row."))
@@ -134,6 +134,10 @@ def write_report(
         report.add_section("How to reproduce")
         report.add_code(reproduce)
     return report.write(path)
+
+
+def _shown(option: str, value: Any) -> Any:
+    return "(not shown)" if str(option).endswith("_token") and value is not None else value
 
 
 def _labelled(value: Any, label: str) -> dict[str, Any]:

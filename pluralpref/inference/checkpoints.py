@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
 from pluralpref.atomic import written_aside
 from pluralpref.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
+
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, remove: bool = True) -> str | None:
-    """The newest complete checkpoint of a run, or ``None``; incomplete ones are removed.
+    """The newest complete checkpoint of a run, or ``None``; incomplete ones are removed, and a warning names them.
 
-    ``trainer_state.json`` is the last file of a checkpoint to be written, so a checkpoint is complete if it parses.
+    ``trainer_state.json`` is the last file of a checkpoint to be written, so a checkpoint is complete if it parses. Only folders
+    named ``checkpoint-STEP`` are looked at: others are somebody's own.
 
     :param remove: ``False`` leaves incomplete ones where they are.
+    :raises OSError: if a state can't be read for another reason than that it isn't there.
     """
     complete: list[tuple[int, Path]] = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
+    for folder in sorted(Path(output_dir).glob("checkpoint-*")):
+        if re.fullmatch(r"checkpoint-[0-9]+", folder.name) is None or not folder.is_dir():
+            continue
         try:
             state = json.loads((folder / "trainer_state.json").read_text())
-            complete.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError) as error:
             if remove:
+                logger.warning("%s is removed: its writing was cut off (%s)", folder, error)
                 shutil.rmtree(folder)
+            continue
+        if isinstance(state, dict) and "global_step" in state:
+            complete.append((int(state["global_step"]), folder))
     return str(max(complete)[1]) if complete else None
 
 

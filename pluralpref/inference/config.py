@@ -185,6 +185,17 @@ class MixDPOConfig(TrainingArguments):
             raise ConfigError(
                 "enable_jit_checkpoint has no effect: SIGTERM saves a checkpoint in any case; leave it out"
             )
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name} has no effect while training evaluates, and casts the policy for good elsewhere: leave it out; with "
+                    "bf16=True policy and reference run in 16 bits everywhere"
+                )
+        if self.neftune_noise_alpha is not None and self.disable_dropout:
+            raise ConfigError(
+                "neftune_noise_alpha has no effect with disable_dropout=True, which leaves the embeddings in evaluation mode: "
+                "leave it out, or give disable_dropout=False"
+            )
         if self.attn_layout not in ATTN_LAYOUTS:
             raise ConfigError(f"attn_layout={self.attn_layout!r}: choose one of {', '.join(ATTN_LAYOUTS)}")
         if self.truncation_mode not in ("drop", "keep_end"):

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from pluralpref.data.collate import POSITION
+from pluralpref.errors import UnsupportedError
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.trained_strength import TrainedStrength
 from pluralpref.likelihood import PairLogps
+
+
+class NumberedPairs(Dataset[Any]):
+    """A data set whose rows say where in it they stand, under the name that the collator passes on.
+
+    :param pairs: has a length; its rows are dicts.
+    """
+
+    def __init__(self, pairs: Any) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.pairs[place], POSITION: place}
+
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """A batch, read at once where the data set can."""
+        read = getattr(self.pairs, "__getitems__", None)
+        rows = [self.pairs[place] for place in places] if read is None else read(list(places))
+        return [{**row, POSITION: place} for row, place in zip(rows, places, strict=True)]
 
 
 class EvaluatedPairs:
@@ -30,8 +55,8 @@ class EvaluatedPairs:
     def add(self, policy: PairLogps, reference: PairLogps, margins: Tensor, inputs: Mapping[str, Any]) -> None:
         """Add a batch.
 
-        :param inputs: the collated batch: weight, preferred, and where there are such row, annotator names, groups, columns
-            of contexts.
+        :param inputs: the collated batch: weight, preferred, and where there are such positions, annotator names, groups,
+            columns of contexts.
         """
         columns = {
             "policy_chosen": policy.chosen,
@@ -39,7 +64,7 @@ class EvaluatedPairs:
             "reference_chosen": reference.chosen,
             "reference_rejected": reference.rejected,
             "margins": margins,
-            **{name: inputs[name] for name in ("weight", "preferred", "row") if name in inputs},
+            **{name: inputs[name] for name in ("weight", "preferred", POSITION) if name in inputs},
         }
         self._parts.append(
             {
@@ -51,10 +76,11 @@ class EvaluatedPairs:
         )
 
     def merge(self, gather: Any = None) -> dict[str, Any]:
-        """All pairs, each once; in the order of their rows where several processes share them.
+        """All pairs, each once; in the order of the data set where several processes share them.
 
-        :param gather: makes one list of the parts of all processes.
+        :param gather: makes one list of the parts of all processes, whose pairs have positions (:class:`NumberedPairs`).
         :returns: ``tensors`` by name (pairs,), ``names`` or ``None``, ``groups`` and ``context``, lists by column.
+        :raises UnsupportedError: if several processes share pairs without positions.
         """
         parts = self._parts if gather is None else gather(self._parts)
         tensors = {name: torch.cat([part["tensors"][name] for part in parts]) for name in parts[0]["tensors"]}
@@ -65,8 +91,13 @@ class EvaluatedPairs:
         names = None if parts[0]["names"] is None else [name for part in parts for name in part["names"]]
         if gather is None:
             return {"tensors": tensors, "names": names, **lists}
-        first = {int(row): place for place, row in reversed(list(enumerate(tensors["row"].tolist())))}
-        kept = [first[row] for row in sorted(first)]
+        if POSITION not in tensors:
+            raise UnsupportedError(
+                "several processes can't evaluate a data set without a length, since some of its pairs are given to two of them: "
+                "give a datasets.Dataset, or evaluate in one process"
+            )
+        first = {position: place for place, position in reversed(list(enumerate(tensors[POSITION].tolist())))}
+        kept = [first[position] for position in sorted(first)]
         return {
             "tensors": {name: value[kept] for name, value in tensors.items()},
             "names": None if names is None else [names[i] for i in kept],

@@ -22,11 +22,12 @@ class Termination(TrainerCallback):
 
     def __init__(self) -> None:
         self.received = False
+        self._saved = False
         self._before: Any = None
         self._armed = False
 
     def __enter__(self) -> Termination:
-        self.received = False
+        self.received = self._saved = False
         self._armed = threading.current_thread() is threading.main_thread()
         if self._armed:
             self._before = signal.signal(signal.SIGTERM, self._receive)
@@ -52,3 +53,9 @@ class Termination(TrainerCallback):
         if self.received:
             control.should_save, control.should_training_stop = True, True
             control.should_evaluate = False
+            self._saved = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Do nothing more after that: transformers ends the epoch that was broken off as it ends any other."""
+        if self._saved:
+            control.should_save = control.should_evaluate = False

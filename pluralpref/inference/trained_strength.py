@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,11 @@ from pluralpref.models.quantiles import quantile
 _GUIDE_NAME = "strength_guide.safetensors"
 _LOSS_NAME = "pair_loss.safetensors"
 _TWO_SITE_NAME = "strength.safetensors"
+#: Optimisers that can't step the strength's float64 numbers, and those that step the policy's in its backward pass.
+_BITSANDBYTES = re.compile(
+    r"paged_.*|rmsprop_bnb.*|(galore_)?adamw_(bnb_)?8bit(_layerwise)?|ademamix(_8bit)?|lion_(8|32)bit"
+)
+_IN_BACKWARD = re.compile(r".*_layerwise|(ada)?lomo")
 _QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
 
@@ -65,6 +71,26 @@ class TrainedStrength:
         self.modules = torch.nn.ModuleList([self.preference_model] + ([] if self.guide is None else [self.guide]))
         #: Another method's loss in the place of the objective.
         self.pair_loss: PairLoss | None = None
+
+    def check_saving(self) -> None:
+        """Refuse before training what its first checkpoint, perhaps hours later, couldn't hold.
+
+        :raises ConfigError: if the strength model can't be saved.
+        """
+        if not isinstance(self.model, StrengthModel):
+            return
+        try:
+            self.model.configuration()
+        except ConfigError as error:
+            raise ConfigError(
+                f"checkpoints can't hold this {type(self.model).__name__}: {error}. To train without checkpoints give "
+                "save_strategy='no'"
+            ) from error
+
+    @property
+    def learns(self) -> bool:
+        """Whether training changes the strength."""
+        return any(parameter.requires_grad for parameter in self.modules.parameters())
 
     @property
     def context_columns(self) -> tuple[str, ...]:
@@ -198,6 +224,21 @@ class TrainedStrength:
             self.guide.load_state_dict(load_file(Path(directory) / _GUIDE_NAME))
         if self.pair_loss is not None and self.pair_loss.state_dict():
             self.pair_loss.load_state_dict(load_file(Path(directory) / _LOSS_NAME))
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse an optimiser that can't train the strength beside the policy.
+
+    :param name: of transformers' option ``optim``.
+    :raises ConfigError: naming it.
+    """
+    if _IN_BACKWARD.fullmatch(name):
+        reason = "steps the policy's parameters alone, so beta would never be learned"
+    elif _BITSANDBYTES.fullmatch(name):
+        reason = "of bitsandbytes knows no float64, in which the strength is trained"
+    else:
+        return
+    raise ConfigError(f"optim={name!r} {reason}: choose another one such as 'adamw_torch', or a fixed strength")
 
 
 def _as_preference_model(strength: Any) -> PreferenceModel | TwoSiteModel:

@@ -16,21 +16,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 from transformers.integrations.liger import apply_liger_kernel
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from pluralpref.data import PreferenceCollator, RowReport, padding_token, tokenize_preferences
 from pluralpref.errors import ConfigError, DataError, InferenceError, UnsupportedError
 from pluralpref.inference.annotator_sampler import AnnotatorSampler
 from pluralpref.inference.checkpoints import forget_steps_after, last_complete_checkpoint, step_of
 from pluralpref.inference.config import MixDPOConfig
-from pluralpref.inference.evaluated_pairs import EvaluatedPairs
+from pluralpref.inference.evaluated_pairs import EvaluatedPairs, NumberedPairs
 from pluralpref.inference.marginal.safe_math import working_dtype
 from pluralpref.inference.metrics import PairMetrics
 from pluralpref.inference.model_card import card_tags, strength_section
 from pluralpref.inference.pair_losses import make_pair_loss
 from pluralpref.inference.step_ahead import weigh_pairs
 from pluralpref.inference.termination import EXIT_CODE, Termination
-from pluralpref.inference.trained_strength import TrainedStrength
+from pluralpref.inference.trained_strength import TrainedStrength, check_optimizer
 from pluralpref.inference.training_reference import choose_reference, precompute_in_shares
 from pluralpref.likelihood import (
     PairLogps,
@@ -47,6 +47,14 @@ from pluralpref.models import LogNormalStrength, StrengthModel
 
 #: How many offending rows a message names.
 _NAMED_ROWS = 5
+#: Of transformers' trainer; metrics are those of pairs, and there are no labels to compute others from.
+_IDLE_ARGUMENTS = (
+    "data_collator",
+    "compute_loss_func",
+    "compute_metrics",
+    "model_init",
+    "preprocess_logits_for_metrics",
+)
 
 
 class MixDPOTrainer(Trainer):
@@ -90,7 +98,7 @@ class MixDPOTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = MixDPOConfig("mixdpo_output") if args is None else args
-        for name in ("data_collator", "compute_loss_func", "model_init", "preprocess_logits_for_metrics"):
+        for name in _IDLE_ARGUMENTS:
             if kwargs.get(name) is not None:
                 raise ConfigError(f"{name} has no effect on MixDPOTrainer: leave it out")
         _refuse_other_engines(args)
@@ -112,6 +120,8 @@ class MixDPOTrainer(Trainer):
             )
 
         self._trained = TrainedStrength(LogNormalStrength(mean=0.1, cv=0.5) if strength is None else strength, args)
+        if train_dataset is not None and args.save_strategy != SaveStrategy.NO:
+            self._trained.check_saving()
         self.strength = self._trained.model
         self.guide = self._trained.guide
         self.objective = self._trained.objective
@@ -174,6 +184,8 @@ class MixDPOTrainer(Trainer):
         self._mean_weight = _mean_weight(train_dataset)
         if self.optimizer is not None:
             self._check_given_optimizer()
+        elif self._trained.learns and self.optimizer_cls_and_kwargs is None:
+            check_optimizer(str(getattr(args.optim, "value", args.optim)))
         if args.precompute_ref_log_probs and self.ref_model is not None:
             self._precompute()
 
@@ -369,6 +381,12 @@ class MixDPOTrainer(Trainer):
                 "the optimizer that was given doesn't hold the strength's parameters, so beta would never be learned: "
                 "add a group with strength.parameters()"
             )
+        rate = self.args.strength_learning_rate
+        if rate != MixDPOConfig.__dataclass_fields__["strength_learning_rate"].default:
+            raise ConfigError(
+                f"strength_learning_rate={rate} has no effect on the optimizer that was given, whose groups have learning rates "
+                "of their own: leave it out"
+            )
 
     # -- evaluation and logs -------------------------------------------------------------------------------------
 
@@ -401,6 +419,21 @@ class MixDPOTrainer(Trainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self._evaluated.clear()
         return output
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but an evaluation has every pair, with its number, whatever ``dataloader_drop_last`` says."""
+        if is_training:
+            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
+        sampler = kwargs.pop("sampler_fn", None)
+        if hasattr(dataset, "__len__"):
+            # The sampler looks at the data set itself, for its lengths.
+            kwargs["sampler_fn"] = None if sampler is None else lambda _: sampler(dataset)
+            dataset = NumberedPairs(dataset)
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

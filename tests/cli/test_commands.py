@@ -303,11 +303,45 @@ def test_a_hub_that_refuses_or_fails(workplace, capsys, monkeypatch):
         (["--hub_model_id", "x"], "--hub_model_id has no effect without --push_to_hub"),
         (["--push_to_hub", "True", "--hub_strategy", "end"], "--hub_strategy has no effect"),
         (["--max_tokens_per_batch", "0"], "max_tokens_per_batch=0: must be at least 1"),
+        (["--strength", "fixed", "--strength_learning_rate", "0.1"], "--strength_learning_rate 0.1 has no effect"),
     ],
 )
 def test_options_without_effect(workplace, capsys, options, message):
     assert main(train_arguments(workplace, *options)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_of_a_run_hold_no_secret(workplace, monkeypatch):
+    monkeypatch.setattr("pluralpref.cli.hub.HfApi", FakeHub)
+    assert main(train_arguments(workplace, "--push_to_hub", "True", "--hub_token", "hf_secret")) == 0
+    run = workplace / "run"
+    assert "hf_secret" not in (run / "config.yaml").read_text()
+    older = yaml.safe_load((run / "config.yaml").read_text()) | {"hub_token": "hf_secret"}
+    (run / "config.yaml").write_text(yaml.safe_dump(older))
+    assert main(["report", "--run_dir", str(run)]) == 0
+    html = (run / "report.html").read_text()
+    assert "hub_token" in html
+    assert "hf_secret" not in html
+
+
+def test_a_first_start_that_may_resume_keeps_its_options_mappings_too(workplace):
+    schedule = ["--lr_scheduler_type", "cosine_with_restarts", "--lr_scheduler_kwargs", '{"num_cycles": 3}']
+    processes = ["--accelerator_config", '{"even_batches": false}']
+    assert main(train_arguments(workplace, *schedule, *processes, "--resume_from_checkpoint", "True")) == 0
+    path = workplace / "run" / "config.yaml"
+    written = path.read_text()
+    options = yaml.safe_load(written)
+    assert options["lr_scheduler_kwargs"] == {"num_cycles": 3}
+    assert options["accelerator_config"] == {"even_batches": False}
+    assert "resume_from_checkpoint" not in options
+    assert main(["train", "--config", str(path), "--output_dir", str(workplace / "again")]) == 0
+    again = yaml.safe_load((workplace / "again" / "config.yaml").read_text())
+    assert again == options | {"output_dir": str(workplace / "again")}
+    policies = [(workplace / run / "policy" / "model.safetensors").read_bytes() for run in ("run", "again")]
+    assert policies[0] == policies[1]
+    more = ["--max_steps", "7", "--resume_from_checkpoint", "True"]
+    assert main(train_arguments(workplace, *schedule, *processes, *more)) == 0
+    assert path.read_text() == written  # the options of the first start
 
 
 def test_train_with_another_loss(workplace, capsys):

@@ -21,7 +21,7 @@ import os
 import sys
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from pyro import distributions as dist
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -83,6 +83,10 @@ if stop is not None:
     trainer.add_callback(Stop())
 trainer.train(resume_from_checkpoint=True if resume else None)
 found = {name: value for name, value in trainer.evaluate().items() if isinstance(value, float)}
+# Pairs 3 to 6 twice, with the same rows, and then without rows.
+twice = concatenate_datasets([trainer.eval_dataset, trainer.train_dataset.select(range(3, 8))])
+for name, pairs in (("rows", twice), ("no_rows", twice.remove_columns("row"))):
+    found |= {k: v for k, v in trainer.evaluate(pairs, metric_key_prefix=name).items() if isinstance(v, float)}
 trainer.save_model()
 state = {name: value.tolist() for name, value in trainer.strength_modules.state_dict().items()}
 with open(f"{output}/rank{trainer.args.process_index}.json", "w") as file:
@@ -162,6 +166,11 @@ def test_two_processes_are_one(case, tmp_path):
     for name in ("eval_loss", "eval_margins", "eval_rewards/accuracies", "eval_logps/chosen"):
         assert ranks[0]["eval"][name] == pytest.approx(ranks[1]["eval"][name], rel=1e-12)
         assert ranks[0]["eval"][name] == pytest.approx(alone["eval"][name], rel=1e-3, abs=2e-4)
+    for name in ("loss", "margins", "logps/chosen"):
+        for kind in ("rows", "no_rows"):
+            assert ranks[0]["eval"][f"{kind}_{name}"] == pytest.approx(
+                alone["eval"][f"rows_{name}"], rel=1e-3, abs=2e-4
+            )
 
 
 def test_guides_are_the_same_everywhere(tmp_path):

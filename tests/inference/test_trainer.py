@@ -8,15 +8,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from pyro.nn import PyroParam
 from safetensors.torch import load_file
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pluralpref.data import PreferenceCollator, padding_token, tokenize_preferences
+from pluralpref.data.collate import POSITION
 from pluralpref.errors import ConfigError, DataError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
+from pluralpref.inference.evaluated_pairs import EvaluatedPairs
+from pluralpref.likelihood import PairLogps
 from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength, StrengthModel
 
 NUM_PAIRS = 16
@@ -428,6 +431,37 @@ def test_several_evaluation_sets(make):
     assert "other_margins" in trainer.evaluate(_pairs(2), metric_key_prefix="other")
 
 
+def test_evaluation_counts_every_pair_also_where_training_drops_the_last(make):
+    whole = make(LogNormalStrength(0.5, 0.5), eval_data=_mixed_pairs(5))
+    some = make(
+        LogNormalStrength(0.5, 0.5),
+        eval_data=_mixed_pairs(5),
+        dataloader_drop_last=True,
+        per_device_eval_batch_size=3,
+    )
+    few = make(LogNormalStrength(0.5, 0.5), eval_data=_mixed_pairs(5), dataloader_drop_last=True)
+    expected = whole.evaluate()
+    for trainer in (some, few):  # of 5 pairs the last 2, or all, would be less than a batch
+        found = trainer.evaluate()
+        assert found["eval_logps/chosen"] == pytest.approx(expected["eval_logps/chosen"], abs=1e-5)
+        assert len(trainer.predict(trainer.eval_dataset).predictions) == 5
+        assert trainer.args.dataloader_drop_last
+    assert len(few.get_train_dataloader()) == NUM_PAIRS // 4
+
+
+def test_several_processes_count_each_pair_once_whatever_its_row(make):
+    trainer = make(LogNormalStrength(0.5, 0.5), eval_data=_mixed_pairs(5), per_device_eval_batch_size=2)
+    repeated = concatenate_datasets([trainer.eval_dataset, trainer.eval_dataset.select([1, 3])])
+    batches = list(trainer.get_eval_dataloader(repeated))
+    pairs = EvaluatedPairs()
+    for batch in [*batches, batches[0]]:  # as to a process that needs one more
+        logps = PairLogps(batch["weight"], batch["weight"])
+        pairs.add(logps, logps, batch["row"].double(), batch)
+    assert pairs.merge(lambda parts: parts)["tensors"]["margins"].tolist() == [0, 1, 2, 3, 4, 1, 3]
+    without_rows = list(trainer.get_eval_dataloader(repeated.remove_columns("row")))
+    assert torch.cat([batch[POSITION] for batch in without_rows]).tolist() == list(range(7))
+
+
 # -- the reference -------------------------------------------------------------------------------------------------
 
 
@@ -478,6 +512,26 @@ def test_refuses_num_samples_without_effect(make):
         make(FixedStrength(0.1), num_samples=4)
 
 
+def test_a_constant_strength_trains_with_any_optimizer(make):
+    make(FixedStrength(0.1), optim="adamw_bnb_8bit")
+
+
+class CurveStrength(WeibullStrength):
+    """A family with an argument that no file can hold."""
+
+    def __init__(self, curve, scale=0.5):
+        super().__init__(scale=scale)
+        self.curve = curve
+
+
+def test_a_strength_that_no_checkpoint_can_hold_is_refused_before_training(make):
+    with pytest.raises(ConfigError, match=r"checkpoints can't hold this CurveStrength: .*save_strategy='no'"):
+        make(CurveStrength(math.exp), save_strategy="steps")
+    trainer = make(CurveStrength(math.exp))
+    trainer.train()
+    assert trainer.strength.scale.item() != 0.5
+
+
 def test_refuses_the_policy_as_reference(make, tiny_llama):
     policy = tiny_llama(0)
     with pytest.raises(ConfigError, match="ref_model is the policy itself"):
@@ -500,7 +554,13 @@ def test_refuses_an_optimizer_without_the_strength(make, tiny_llama):
     with pytest.raises(ConfigError, match="doesn't hold the strength's parameters"):
         make(strength, policy=policy, trainer={"optimizers": (optimizer, None)})
     optimizer.add_param_group({"params": list(strength.parameters()), "lr": 0.01})
-    trainer = make(strength, policy=policy, trainer={"optimizers": (optimizer, None)}, max_steps=2)
+    with pytest.raises(
+        ConfigError, match=r"strength_learning_rate=0\.05 has no effect on the optimizer that was given"
+    ):
+        make(strength, policy=policy, trainer={"optimizers": (optimizer, None)})
+    trainer = make(
+        strength, policy=policy, trainer={"optimizers": (optimizer, None)}, max_steps=2, strength_learning_rate=0.01
+    )
     before = strength.mean.item()
     trainer.train()
     assert len(optimizer.param_groups) == 2
@@ -532,6 +592,13 @@ def test_refuses_a_function_without_the_sites(make):
         ({"truncation_mode": "keep_start"}, "truncation_mode='keep_start'"),
         ({"strength_learning_rate": -1.0}, r"strength_learning_rate=-1\.0: must not be negative"),
         ({"precompute_ref_batch_size": 2}, "precompute_ref_batch_size has no effect"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha has no effect with disable_dropout=True"),
+        ({"bf16_full_eval": True}, "bf16_full_eval has no effect"),
+        ({"fp16_full_eval": True}, "fp16_full_eval has no effect"),
+        ({"optim": "adamw_bnb_8bit"}, "optim='adamw_bnb_8bit' of bitsandbytes knows no float64"),
+        ({"optim": "lion_32bit"}, "optim='lion_32bit' of bitsandbytes"),
+        ({"optim": "galore_adamw_layerwise"}, "optim='galore_adamw_layerwise' .*beta would never be learned"),
+        ({"optim": "lomo"}, "optim='lomo' .*beta would never be learned"),
     ],
 )
 def test_refuses_options(make, options, message):
@@ -539,7 +606,7 @@ def test_refuses_options(make, options, message):
         make(**options)
 
 
-@pytest.mark.parametrize("name", ["data_collator", "compute_loss_func", "model_init"])
+@pytest.mark.parametrize("name", ["data_collator", "compute_loss_func", "compute_metrics", "model_init"])
 def test_refuses_arguments_without_effect(make, name):
     with pytest.raises(ConfigError, match=f"{name} has no effect"):
         make(trainer={name: lambda *args: None})

@@ -7,14 +7,16 @@ import json
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from pluralpref.errors import ConfigError, DataError, InferenceError
 from pluralpref.inference import MixDPOConfig, MixDPOTrainer
+from pluralpref.inference.checkpoints import last_complete_checkpoint
 from pluralpref.inference.termination import Termination
 from pluralpref.models import LogNormalStrength
 
@@ -108,6 +110,86 @@ def test_sigterm_saves_and_exits(make, tmp_path):
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
     assert (tmp_path / "checkpoint-3" / "strength.safetensors").is_file()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Evaluations(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+
+
+def test_sigterm_within_an_epoch_saves_once_and_evaluates_no_more(make, tmp_path, monkeypatch):
+    """Epochs of four steps, broken off after the sixth step; transformers ends that epoch like any other."""
+    options = {
+        "save_strategy": "epoch", "eval_strategy": "epoch", "max_steps": 12, "metric_for_best_model": "eval_loss",
+        "greater_is_better": False, "load_best_model_at_end": True,
+    }  # fmt: skip
+    expected = make(output_dir=str(tmp_path / "whole"), **options)
+    expected.train()
+    saved, save = [], MixDPOTrainer._save_checkpoint
+
+    def count(self, model, *args):
+        saved.append(self.state.global_step)
+        return save(self, model, *args)
+
+    monkeypatch.setattr(MixDPOTrainer, "_save_checkpoint", count)
+    seen = Evaluations()
+    stop = At(6, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = make([stop, seen], output_dir=str(tmp_path / "stopped"), **options)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert saved == [4, 6]
+    assert seen.steps == [4]
+    again = make([seen], output_dir=str(tmp_path / "stopped"), **options)
+    again.train(resume_from_checkpoint=True)
+    assert saved == [4, 6, 8, 12]
+    assert seen.steps == [4, 8, 12]
+    assert again.state.best_metric == expected.state.best_metric
+    for one, other in zip(again.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(again.strength.cv, expected.strength.cv)
+
+
+def test_a_signal_after_an_epochs_last_step_lets_its_end_be_saved():
+    control, args = TrainerControl(should_save=True, should_evaluate=True), SimpleNamespace(world_size=1)
+    with Termination() as termination:
+        termination.on_step_end(args, None, control)
+        termination.received = True
+        termination.on_epoch_end(args, None, control)
+        assert control.should_save
+        assert control.should_evaluate
+        termination.on_step_end(args, None, control)
+        termination.on_epoch_end(args, None, control)
+        assert not control.should_save
+
+
+def test_only_checkpoints_that_were_cut_off_are_removed(tmp_path, caplog):
+    for name, state in (("checkpoint-2", '{"global_step": 2}'), ("checkpoint-4", '{"glob'), ("checkpoint-6", None)):
+        (tmp_path / name).mkdir()
+        if state is not None:
+            (tmp_path / name / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "model.safetensors").write_text("mine")
+    (tmp_path / "checkpoint-8").write_text("a file")
+    assert last_complete_checkpoint(tmp_path, remove=False) == str(tmp_path / "checkpoint-2")
+    assert len(list(tmp_path.iterdir())) == 5
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-best", "checkpoint-8"}
+    assert [record.args[0].name for record in caplog.records] == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_state_that_can_not_be_read_now_is_not_removed(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-2").mkdir()
+
+    def fail(self, *args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(type(tmp_path), "read_text", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        last_complete_checkpoint(tmp_path)
+    assert (tmp_path / "checkpoint-2").is_dir()
 
 
 def test_the_signal_is_given_back_and_a_second_one_is_not_held_up():
