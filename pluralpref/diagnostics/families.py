@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
 from torch.nn.functional import logsigmoid
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.distributions.structure import factor_of, parts_of
 from pluralpref.errors import UnsupportedError
 from pluralpref.inference.marginal import MonteCarlo, available_methods, log_marginal
@@ -63,8 +64,7 @@ def describe_family(name: str, strength: StrengthModel) -> FamilyFacts:
     :param strength: the model; its law without a context is measured.
     """
     law = unwrap_law(strength.law())
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with torch.no_grad(), generators_kept(_SEED):
         size = float(law.sample(torch.Size([10_000])).double().abs().mean())
         magnitude = torch.tensor(_MARGINS, dtype=torch.float64) / (size if size > 0 else 1.0)
         margins = torch.cat([-magnitude, magnitude])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import ConfigError
 from pluralpref.evaluation.labels import complete_labels, group_columns, table_column
 from pluralpref.inference.choices import Choices, as_choices
@@ -211,8 +212,7 @@ def _by_shared_draws(law: Distribution, h: Tensor, method: MonteCarlo) -> tuple[
     """(log P(1), log P(0)) with the same draws for every pair, in blocks of pairs that fit in memory."""
     own = replace(method, shared=False, seed=0 if method.seed is None else method.seed)
     if own.design == "iid":  # no gradient is needed, so neither is rsample
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(own.seed)
+        with generators_kept(own.seed):
             beta = law.sample(torch.Size([own.num_samples]))
     else:
         beta = draw_strengths(law, own)

@@ -33,6 +33,10 @@ from pluralpref.inference.strength_grid import StrengthGrid, make_grid
 from pluralpref.models import StrengthModel
 
 _BLOCK_ELEMENTS = 2**23
+#: The widest range of logs whose exponentials, relative to the largest, are all far from 0 in float64.
+_WIDEST = 500.0
+#: Sums below this may lack terms that were too small for float64.
+_LOST = 1e-250
 
 
 class ConditionalStrengths:
@@ -41,8 +45,9 @@ class ConditionalStrengths:
     Made by :meth:`Posterior.beta_given_choices`.
 
     :param labels: of the units.
-    :param mean: E[beta | choices], (units,).
-    :param std: its standard deviation, (units,).
+    :param mean: E[beta | choices], (units,). Under laws without a mean that of someone whose choices all agree with the
+        margin is infinite, and the number here is only very large: use :meth:`quantile`, which is right for all.
+    :param std: its standard deviation, (units,). The same holds for laws without a variance.
     :param below_median: the probability that |beta| is below the population's median: that the person is less sensitive
         than the median person, (units,).
     :param opposed: the probability that beta is negative: that the person prefers what the margin speaks against,
@@ -133,9 +138,10 @@ class ConditionalStrengths:
         for people, _, context in self._grids:
             (_, _, law), *rest = laws_of_draws(self._twin, self._draws, self._num_draws, context, 1)
             laws = [law, *(other for _, _, other in rest)]
-            population = torch.cat([log_density(one, points).double() for one in laws]).exp()
+            population = torch.cat([log_density(one, points).double() for one in laws])
             for part, likelihood in unit_likelihoods(self._choices, people, points):
-                out[part.numpy()] = (likelihood.exp() * (self._shares(part).exp() @ population)).numpy()
+                prior = _log_weighted_sums(self._shares(part), population)
+                out[part.numpy()] = (likelihood + prior).exp().numpy()
         return out
 
     @torch.no_grad()
@@ -204,18 +210,20 @@ class ConditionalStrengths:
 
     def _summarise(self, part: Tensor, grid: StrengthGrid, likelihood: Tensor) -> None:
         shift = likelihood.amax(1, keepdim=True)
-        relative = (likelihood - shift).exp()
-        z = relative @ grid.weight.T
-        self._log_z[part.numpy()] = (torch.log(z) + shift).numpy()
+        z = (likelihood - shift).exp() @ grid.weight.T
+        log_z = torch.log(z) + shift
+        # Draws under which the person's choices are out of the question are 0 beside the best strength.
+        for unit in (z < _LOST).any(1).nonzero()[:, 0]:
+            log_z[unit] = torch.logsumexp(likelihood[unit] + grid.weight.log(), 1)
+        self._log_z[part.numpy()] = log_z.numpy()
         mass = self._masses(part, grid, likelihood)
         total = mass.sum(1)
         mean = mass @ grid.strength / total
         square = (mass * (grid.strength - mean.unsqueeze(1)) ** 2).sum(1) / total
-        below = relative @ (grid.weight * grid.share_below_median()).T
-        share = torch.exp(self._shares(part) + shift)
+        below = self._weighted(part, grid.weight * grid.share_below_median(), likelihood).sum(1)
         rows = part.numpy()
         self.mean[rows], self.std[rows] = mean.numpy(), square.sqrt().numpy()
-        self.below_median[rows] = ((below * share).sum(1) / total).numpy()
+        self.below_median[rows] = (below / total).numpy()
         self.opposed[rows] = (mass @ (grid.strength < 0).double() / total).numpy()
 
     def _shares(self, part: Tensor) -> Tensor:
@@ -227,8 +235,26 @@ class ConditionalStrengths:
 
     def _masses(self, part: Tensor, grid: StrengthGrid, likelihood: Tensor) -> Tensor:
         """The conditional mass of each node, (units, nodes)."""
-        shift = likelihood.amax(1, keepdim=True)
-        return (likelihood - shift).exp() * (torch.exp(self._shares(part) + shift) @ grid.weight)
+        return self._weighted(part, grid.weight, likelihood)
+
+    def _weighted(self, part: Tensor, weight: Tensor, likelihood: Tensor) -> Tensor:
+        """Sum_s r_as weight_sk L_a(beta_k), (units, nodes)."""
+        return (likelihood + _log_weighted_sums(self._shares(part), weight.log())).exp()
+
+
+def _log_weighted_sums(shares: Tensor, population: Tensor) -> Tensor:
+    """The log of sum_s exp(shares_as + population_sp), (units, points); shares (units, draws), population (draws, points).
+
+    By a product of matrices, which is the faster way, except for units whose shares differ so much that the largest term
+    may come from the product of a number that is too small and one that is too large.
+    """
+    top = shares.amax(1, keepdim=True)
+    high = population.amax(0, keepdim=True)
+    high = torch.where(torch.isfinite(high), high, 0.0)
+    value = torch.log((shares - top).exp() @ (population - high).exp()) + top + high
+    for unit in (top[:, 0] - shares.amin(1) > _WIDEST).nonzero()[:, 0]:
+        value[unit] = torch.logsumexp(shares[unit].unsqueeze(1) + population, 0)
+    return value
 
 
 def grid_of_draws(twin: StrengthModel, draws: Mapping[str, Tensor], context: Any = None) -> StrengthGrid:

@@ -10,22 +10,23 @@ import numpy as np
 import pyro
 import torch
 
+from pluralpref.distributions.generators import generators_kept
+
 
 @contextmanager
 def borrowed_state(seed: int, *, threads: int | None = None) -> Iterator[None]:
     """Seed every global generator for the duration of a block, and leave everything as it was found.
 
-    Kept are the generators of torch (the CPU's), NumPy and Python, Pyro's parameter store and torch's number of
-    threads.
+    Kept are the generators of torch (the CPU's and those of CUDA devices), NumPy and Python, Pyro's parameter store and
+    torch's number of threads.
 
     :param seed: for all generators.
     :param threads: torch's number of threads inside. With one, sums don't depend on the number of cores.
     """
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     num_threads = torch.get_num_threads()
     try:
-        with pyro.get_param_store().scope():
-            torch.manual_seed(seed)
+        with generators_kept(seed), pyro.get_param_store().scope():
             np.random.seed(seed % 2**32)
             random.seed(seed)
             if threads is not None:
@@ -35,7 +36,6 @@ def borrowed_state(seed: int, *, threads: int | None = None) -> Iterator[None]:
         torch.set_num_threads(num_threads)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
 
 
 def child_seed(seed: int, *path: int) -> int:

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.contexts import base_and_factor
 from pluralpref.inference.marginal import MonteCarlo, log_marginal_panel
@@ -154,7 +155,7 @@ class MixDPO(ELBO):
             )
         if self.max_plate_nesting == float("inf"):
             # The guess runs the model; its draws mustn't shift the generator, or a resumed run would differ.
-            with torch.random.fork_rng(devices=[]):
+            with generators_kept():
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
         draws = _DrawStrengths(method, int(self.max_plate_nesting))
         with poutine.trace() as tracer, draws, poutine.replay(trace=guide_trace):

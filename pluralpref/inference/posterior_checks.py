@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,10 +122,19 @@ def check_identification(choices: Choices, posterior_cv: np.ndarray, prior_cv: n
         return []
     reasons = []
     # Half the width of the central 68 %: a standard deviation that the tails of a heavy prior can't inflate.
-    ratio = _half_width(posterior_cv) / max(_half_width(prior_cv), 1e-300)
-    if ratio > MAX_SD_RATIO:
+    name, width, prior_width = "beta_cv", _half_width(posterior_cv), _half_width(prior_cv)
+    if not np.isfinite(width) or not np.isfinite(prior_width):
+        name = "beta_cv / (1 + beta_cv) (beta has no variance under some draws)"
+        width, prior_width = _half_width(_bounded(posterior_cv)), _half_width(_bounded(prior_cv))
+    ratio = width / max(prior_width, 1e-300)
+    if name != "beta_cv" and prior_width == 0:
         reasons.append(
-            f"the posterior of beta_cv is {ratio:.0%} as wide as its prior: the choices say next to nothing about "
+            "beta has no variance under the prior: whether the choices say anything about heterogeneity can't be seen from "
+            "beta_cv; compare the posteriors of the parameters with their priors"
+        )
+    elif ratio > MAX_SD_RATIO:
+        reasons.append(
+            f"the posterior of {name} is {ratio:.0%} as wide as its prior: the choices say next to nothing about "
             "heterogeneity; more pairs, or several choices for each annotator (annotator=...), would"
         )
     distinct = len(np.unique(np.abs(choices.margins.numpy())))
@@ -140,5 +150,17 @@ def check_identification(choices: Choices, posterior_cv: np.ndarray, prior_cv: n
 
 
 def _half_width(draws: np.ndarray) -> float:
-    low, high = np.quantile(np.asarray(draws, dtype=np.float64), [0.16, 0.84])
-    return float(high - low) / 2
+    draws = np.asarray(draws, dtype=np.float64)
+    if np.isnan(draws).any():
+        return math.nan
+    # By single draws: between two that are infinite there is nothing to interpolate.
+    low, high = np.quantile(draws, [0.16, 0.84], method="nearest" if np.isinf(draws).any() else "linear")
+    return float(high - low) / 2 if np.isfinite(high) and np.isfinite(low) else math.nan
+
+
+def _bounded(cv: np.ndarray) -> np.ndarray:
+    """The cv mapped to (-1, 1), with 1 for a law without a variance (whose cv is nan where it has no mean either)."""
+    cv = np.asarray(cv, dtype=np.float64)
+    finite = np.isfinite(cv)
+    safe = np.where(finite, cv, 0.0)
+    return np.where(finite, safe / (1 + np.abs(safe)), 1.0)

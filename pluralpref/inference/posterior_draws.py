@@ -118,7 +118,8 @@ class PosteriorDraws:
     @property
     def has_spread(self) -> bool:
         """Whether the family has heterogeneity at all (``FixedStrength`` hasn't)."""
-        return bool((self._prior["beta_cv"] > 0).any())
+        # A law without a variance has no cv, but a spread: nan is not 0.
+        return bool((self._prior["beta_cv"] != 0).any())
 
     def draws(self, name: str) -> np.ndarray:
         """The draws of one quantity, (chain, draw) or (chain, draw, annotator).

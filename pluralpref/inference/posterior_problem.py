@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.distributions import Distribution
 from torch import Tensor
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.inference.choices import Choices, rows_among
 from pluralpref.inference.contexts import Contexts, base_and_factor, people_by_context
@@ -507,8 +508,5 @@ def _vectorised_law(twin: StrengthModel, part: Mapping[str, Tensor], context: An
         return None
 
 
-@contextmanager
-def _fixed_seed() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_COMMON_SEED)
-        yield
+def _fixed_seed() -> AbstractContextManager[None]:
+    return generators_kept(_COMMON_SEED)

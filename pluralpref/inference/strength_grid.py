@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from pluralpref.distributions import negate
 from pluralpref.distributions.absorb import absorbed
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.distributions.mixture import is_nonnegative, log_density
 from pluralpref.distributions.structure import parts_of
 from pluralpref.inference.marginal.dispatch import unwrap_law
@@ -25,6 +26,10 @@ from pluralpref.inference.tabulated_laws import is_negated
 
 #: Log beta is looked at so far to the left and right of the log of the laws' means.
 _LEFT, _RIGHT = 40.0, 20.0
+#: So far to the right where a law has no mean: its tail falls like a power, maybe a low one.
+_HEAVY_RIGHT = 100.0
+#: Draws that say where a law without a mean is.
+_DRAWS, _SEED = 501, 0
 _FIRST_STEP = 0.1
 _HALVINGS = 6
 #: A mass of the first node that is no end.
@@ -100,11 +105,24 @@ def _points(values: Tensor, log_share: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.diag(log_share.exp())
 
 
+def _centres(law: Distribution) -> tuple[Tensor, Tensor, float]:
+    """(means, their sizes, how far to the right of these to look); medians of beta and of its size where there is no mean."""
+    mean = law.mean.reshape(-1).double()
+    known = torch.isfinite(mean)
+    if bool(known.all()):
+        return mean, mean.abs(), _RIGHT
+    with generators_kept(_SEED):
+        drawn = law.sample(torch.Size([_DRAWS])).reshape(_DRAWS, -1).double()
+    size = torch.where(known, mean.abs(), drawn.abs().median(0).values)
+    limits = torch.finfo(torch.float32)
+    return torch.where(known, mean, drawn.median(0).values), size.clamp(limits.tiny, limits.max), _HEAVY_RIGHT
+
+
 def _half_line(law: Distribution, log_share: Tensor, *, whole: bool) -> _Columns:
     """Of beta > 0; ``whole``: all of the mass is there."""
-    mean = law.mean.reshape(-1).double()
-    centre = torch.log(mean.abs().clamp_min(1e-300))
-    low, high = float(centre.min()) - _LEFT, float(centre.max()) + _RIGHT
+    mean, size, right = _centres(law)
+    centre = torch.log(size.clamp_min(1e-300))
+    low, high = float(centre.min()) - _LEFT, float(centre.max()) + right
     step, narrow, rest = _FIRST_STEP, torch.zeros(len(mean), dtype=torch.bool), torch.zeros(len(mean))
     for halving in range(_HALVINGS + 1):
         u = torch.arange(low, high + 2 * step, step, dtype=torch.float64)

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import AutoNormal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import ConfigError
 from pluralpref.inference.config import MixDPOConfig
 from pluralpref.inference.marginal import MonteCarlo
@@ -257,7 +258,7 @@ def _as_preference_model(strength: Any) -> PreferenceModel | TwoSiteModel:
 def _make_guide(strength: Any) -> AutoNormal | None:
     if not isinstance(strength, StrengthModel) or not strength.priors():
         return None
-    with pyro.settings.context(module_local_params=True), _param_store_untouched(), torch.random.fork_rng(devices=[]):
+    with pyro.settings.context(module_local_params=True), _param_store_untouched(), generators_kept():
         guide = AutoNormal(_Globals(strength))
         guide()
     return guide

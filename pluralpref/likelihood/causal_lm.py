@@ -110,6 +110,20 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
 
 
+def _offset_position_ids(signature_of: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """:func:`position_ids`, or as the models of RoBERTa's kind count: from ``padding_idx`` + 1, leaving padding tokens out.
+
+    Those look up what they are given as it is. They are known by an embedding of positions that has a padding index.
+    """
+    body: Any = find_body(signature_of) or signature_of
+    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if padding is None:
+        return position_ids(attention_mask)
+    counted = attention_mask.long() * (input_ids != padding)
+    return counted.cumsum(-1) * counted + padding
+
+
 def _accepted(function: Any, name: str) -> bool:
     """Whether ``name`` is a parameter of ``function`` by name (a bare ``**kwargs`` may pass it on or choke on it)."""
     try:
@@ -121,7 +135,7 @@ def _accepted(function: Any, name: str) -> bool:
 def _forward_arguments(signature_of: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if _accepted(signature_of.forward, "position_ids"):
-        arguments["position_ids"] = position_ids(attention_mask)
+        arguments["position_ids"] = _offset_position_ids(signature_of, input_ids, attention_mask)
     # A cache would only cost memory; with gradient checkpointing it would also be refused with a warning.
     if _accepted(signature_of.forward, "use_cache"):
         arguments["use_cache"] = False

@@ -45,7 +45,7 @@ def pair_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     looks for the last one that isn't the padding token, which is another where texts end with it.
 
     :param model: one that :func:`is_reward_model`.
-    :param batch: ``input_ids``, ``attention_mask`` (2 pairs, length), padded on the right.
+    :param batch: ``input_ids``, ``attention_mask`` (2 pairs, length), padded on either side.
     :returns: (2 pairs,) float64 (float32 on devices without float64), in nats where :math:`P = \sigma(\beta (r_w - r_l))`.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -54,5 +54,8 @@ def pair_rewards(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         last = mask.long().cumsum(1).argmax(1)
         rewards = score(last_hidden_state(model, ids, mask)[torch.arange(len(ids), device=ids.device), last])[:, 0]
     else:
-        rewards = own_logits(model, ids, mask)[:, 0]
+        # An encoder reads the reward off the first place of a row, so the text has to begin there.
+        first = mask.long().argmax(1, keepdim=True)
+        places = (torch.arange(ids.shape[1], device=ids.device) + first) % ids.shape[1]
+        rewards = own_logits(model, ids.gather(1, places), mask.gather(1, places))[:, 0]
     return rewards.to(sum_dtype(rewards.device))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyro.distributions
 import torch
 from safetensors.torch import load_file, save_file
@@ -162,12 +164,16 @@ def _build(family: type, config: Mapping[str, Any]) -> Any:
 
 
 def _encode(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic):  # some of which are Python numbers too
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.Tensor):
         return value.tolist()
+    if hasattr(value, "tolist"):  # NumPy's arrays and numbers, columns of pandas
+        return _encode(name, value.tolist())
     if isinstance(value, list | tuple):
         return [_encode(name, item) for item in value]
     if isinstance(value, PretrainedStrength):
@@ -189,14 +195,25 @@ def _encode_distribution(value: torch.distributions.Distribution) -> dict[str, A
         event_dims, law = event_dims + law.reinterpreted_batch_ndims, law.base_dist
     arguments = {key: torch.as_tensor(getattr(law, key)) for key in law.arg_constraints if hasattr(law, key)}
     single = all(argument.numel() == 1 for argument in arguments.values())
-    # Laws over vectors by themselves may have several names for one argument, as a covariance matrix has.
-    if not arguments or law.event_shape or (not single and event_dims == 0):
+    vector = bool(law.event_shape)
+    # Laws over vectors by themselves may have several names for one argument, as a covariance matrix has; not so where
+    # none can be left out.
+    if vector and not _all_required(type(law), arguments):
+        return None
+    if not arguments or (not single and event_dims == 0 and not vector):
         return None
     spec: dict[str, Any] = {
         "distribution": type(law).__name__,
-        "arguments": {key: a.item() if event_dims == 0 else a.tolist() for key, a in arguments.items()},
+        "arguments": {key: a.tolist() if event_dims or vector else a.item() for key, a in arguments.items()},
     }
     return {**spec, "event_dims": event_dims} if event_dims else spec
+
+
+def _all_required(kind: type, names: Iterable[str]) -> bool:
+    """Whether all of the constructor's arguments are these, and none has a default."""
+    declared: Any = inspect.signature(kind).parameters
+    required = {name for name, parameter in declared.items() if parameter.default is inspect.Parameter.empty}
+    return required == set(names) and set(declared) <= {*required, "validate_args"}
 
 
 def _decode(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 from torch.distributions.utils import broadcast_all
 
+from pluralpref.distributions.placement import on_device
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.models.moments import choose_parameters
 from pluralpref.models.quantiles import quantile
@@ -74,6 +75,16 @@ class StrengthModel(PretrainedStrength, PyroModule):
         """Run :meth:`forward` with the module's own parameters, whatever Pyro's global store holds."""
         with pyro.settings.context(module_local_params=True):
             return super().__call__(context)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # A module moves its parameters and buffers, but not what is inside of a prior.
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, dtype=torch.float64)).device
+        priors = self.__dict__["_pyro_samples"]
+        for name, prior in priors.items():
+            if isinstance(prior, torch.distributions.Distribution):
+                priors[name] = on_device(prior, device)
+        return self
 
     def forward(self, context: Any = None) -> Distribution:
         r"""The distribution of :math:`\beta`.

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import ConfigError
 from pluralpref.models.preference import weighting
 from pluralpref.models.quantiles import quantile
@@ -85,8 +86,10 @@ class TwoSiteModel(torch.nn.Module):
         return quantile(self.law(), q)
 
     def _trace_once(self) -> poutine.Trace:
-        one = torch.zeros(1, dtype=torch.float64)
-        with torch.random.fork_rng(devices=[]), poutine.block():
+        # Where the parameters are: the trainer may have moved them.
+        first = next(self.parameters(), None)
+        one = torch.zeros(1, dtype=torch.float64, device=None if first is None else first.device)
+        with generators_kept(), poutine.block():
             try:
                 return poutine.trace(self).get_trace(one, torch.ones_like(one))
             except Exception as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.distributions.structure import has_atoms
 from pluralpref.errors import NumericsWarning
 from pluralpref.inference.marginal import MonteCarlo, available_methods, log_marginal, log_marginal_panel
@@ -374,8 +375,7 @@ class StrengthModelTests:
     @staticmethod
     @contextmanager
     def _seeded() -> Iterator[None]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+        with generators_kept(_SEED):
             yield
 
     def _draws(self, law: Distribution) -> Tensor:
@@ -395,8 +395,7 @@ class StrengthModelTests:
 
     def _compare_shares(self, law: Distribution, edges: Tensor, shares: Tensor, what: str, spread: float = 1.0) -> None:
         # Other draws than those that the edges were taken from.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(_SEED + 2)
+        with generators_kept(_SEED + 2), torch.no_grad():
             draws = law.sample(torch.Size([self.num_draws])).double()
         shares = shares.detach()
         # Together first: a constant that is missing everywhere hides in the bins' own errors.

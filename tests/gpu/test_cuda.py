@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -22,7 +23,18 @@ from pluralpref.likelihood.pair_layout import Layout
 from pluralpref.likelihood.shared_attention import _segment_by_segment, install_shared_attention
 from pluralpref.likelihood.shared_prefix import shared_answer_logps, why_not_shared
 from pluralpref.likelihood.token_logps import token_logps
-from pluralpref.models import FixedStrength, GammaStrength, LogNormalStrength
+from pluralpref.models import (
+    FixedStrength,
+    GammaStrength,
+    GroupStrength,
+    InverseGammaStrength,
+    LatentClassStrength,
+    LogNormalStrength,
+    MixtureStrength,
+    OpposedStrength,
+    TwoSiteModel,
+    ZeroInflatedStrength,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -257,6 +269,48 @@ def test_panels_are_those_of_a_cpu():
         for d in ("cpu", "cuda")
     ]  # fmt: skip
     torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=1e-12)
+
+
+FAMILIES = {
+    "gamma": GammaStrength,
+    "lognormal": LogNormalStrength,
+    "inverse_gamma": InverseGammaStrength,
+    "latent_class": LatentClassStrength,
+    "mixture": lambda: MixtureStrength(
+        [GammaStrength(0.2, 0.5), LogNormalStrength()], shares=dist.Dirichlet(torch.ones(2))
+    ),
+    "zero_inflated": ZeroInflatedStrength,
+    "opposed": OpposedStrength,
+    "group": lambda: GroupStrength(3),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_laws_are_those_of_a_cpu(name):
+    """Priors move with their module, and quantiles are worked out where the law is."""
+    expected, found = FAMILIES[name](), FAMILIES[name]().to(GPU)
+    assert {prior.mean.device.type for prior in found.priors().values()} <= {"cuda"}
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    state = torch.cuda.get_rng_state()
+    quantiles = found.quantile(levels)
+    assert quantiles.device.type == "cuda"
+    torch.testing.assert_close(quantiles.cpu(), expected.quantile(levels), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.mean.cpu(), expected.mean)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_a_users_model_is_looked_at_on_its_device():
+    def model(margins, preferred=None):
+        loc = pyro.param("loc", torch.tensor(-2.0))
+        with pyro.plate("pairs", len(margins)):
+            beta = pyro.sample("beta", dist.LogNormal(loc, 1.0))
+            pyro.sample("preferred", dist.Bernoulli(logits=beta * margins), obs=preferred)
+
+    strength = TwoSiteModel(model).to(GPU)
+    state = torch.cuda.get_rng_state()
+    assert strength.law().mean.device.type == "cuda"
+    assert float(strength.quantile(0.5)) == pytest.approx(torch.tensor(-2.0).exp().item(), rel=1e-5)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
 def rows(count=24):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroParam
+from torch.distributions import constraints
 
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.inference import fit_posterior, log_marginal_panel
 from pluralpref.inference.choices import as_choices
-from pluralpref.inference.conditional import ConditionalStrengths
+from pluralpref.inference.conditional import ConditionalStrengths, _log_weighted_sums
 from pluralpref.inference.pair_likelihood import pair_log_likelihood
 from pluralpref.inference.posterior_problem import PosteriorProblem
 from pluralpref.inference.strength_grid import make_grid
@@ -17,12 +20,16 @@ from pluralpref.models import (
     CovariateStrength,
     GammaStrength,
     GroupStrength,
+    InverseGammaStrength,
     LatentClassStrength,
+    LogLogisticStrength,
     LogNormalStrength,
     NormalStrength,
     OpposedStrength,
+    StrengthModel,
     WeibullStrength,
 )
+from pluralpref.models.quantiles import quantile
 
 pytestmark = pytest.mark.filterwarnings("ignore::pluralpref.errors.IdentificationWarning")
 
@@ -163,6 +170,124 @@ def test_density_integrates_to_one_and_to_the_mean(people):
     atoms = ConditionalStrengths(LatentClassStrength().with_priors(), FAMILIES["latent_class"][1], choices, seen=True)
     with pytest.raises(UnsupportedError, match="point masses"):
         atoms.density(beta)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_density_of_a_person_with_thousands_of_choices(seen):
+    """Their likelihood is far below the smallest float64; by sums of logs. Points far from the mode have no density."""
+    draws = {"beta_mean": number(0.7, 1.2, 0.02), "beta_cv": number(0.8, 1.4, 0.1)}
+    margins = torch.tensor([0.6] * 2600 + [-0.6] * 2400 + [0.5, -0.2], dtype=torch.float64)
+    choices = as_choices(margins, annotator=["many"] * 5000 + ["few"] * 2)
+    model = LogNormalStrength().with_priors()
+    found = ConditionalStrengths(model, draws, choices, seen=seen)
+    u = torch.linspace(-25, 6, 60_001, dtype=torch.float64)
+    log_prior = torch.cat([_log_density(model, draws, s, u.exp()) for s in range(3)])
+    points = torch.tensor([1e-4, 0.05, 0.1, 0.13, 0.2, 0.5, 5.0, 300.0], dtype=torch.float64)
+    at_points = torch.cat([_log_density(model, draws, s, points) for s in range(3)])
+    for name in ("many", "few"):
+        row = found.labels.index(name)
+        h = choices.margins[choices.annotator == row]
+        kinds, counts = h.unique(return_counts=True)
+
+        def log_likelihood(beta, kinds=kinds, counts=counts):
+            return counts.double() @ torch.nn.functional.logsigmoid(torch.outer(kinds, beta))
+
+        log_z = torch.logsumexp(log_prior + log_likelihood(u.exp()) + u, 1) + (u[1] - u[0]).log()
+        log_share = -log_z - np.log(3) if seen else -torch.logsumexp(log_z, 0).expand(3)
+        exact = (torch.logsumexp(log_share[:, None] + at_points, 0) + log_likelihood(points)).exp()
+        assert (name == "few") == bool((log_z > -700).all())
+        assert found.density(points)[row] == pytest.approx(exact.numpy(), rel=2e-3, abs=1e-300)
+    assert found.density([0.13])[found.labels.index("many")] > 5
+
+
+def test_draws_under_which_a_persons_choices_are_out_of_the_question():
+    """Each draw's conditional law counts the same for people whom the draws have seen, however improbable they are."""
+    margins = torch.tensor([0.6] * 2600 + [-0.6] * 2400, dtype=torch.float64)
+    choices = as_choices(margins, annotator=["many"] * 5000)
+    model = LogNormalStrength().with_priors()
+    each = {"beta_mean": number(0.7, 3.0), "beta_cv": number(0.8, 0.02)}
+    seen, unseen = (ConditionalStrengths(model, each, choices, seen=known) for known in (True, False))
+    u = torch.linspace(-8, 3, 40_001, dtype=torch.float64)
+    beta = u.exp()
+    log_likelihood = 2600 * torch.nn.functional.logsigmoid(0.6 * beta) + 2400 * torch.nn.functional.logsigmoid(
+        -0.6 * beta
+    )
+    joint = torch.cat([_log_density(model, each, s, beta) for s in (0, 1)]) + log_likelihood + u
+    mass = torch.softmax(joint, 1)
+    means = mass @ beta
+    assert seen.mean == pytest.approx([float(means.mean())], rel=1e-3)
+    assert seen.std == pytest.approx([float((mass.mean(0) @ (beta - means.mean()) ** 2).sqrt())], rel=1e-3)
+    medians = quantile(model.law(parameters=each), 0.5)
+    assert seen.below_median == pytest.approx([float((mass * (beta < medians[:, None])).sum(1).mean())], abs=1e-3)
+    density = mass.mean(0) / (beta * (u[1] - u[0]))
+    places = torch.searchsorted(u, number(0.1, 0.13, float(means[1])).log())
+    assert seen.density(beta[places])[0] == pytest.approx(density[places].numpy(), rel=1e-3)
+    # Those whom the draws haven't seen say that the second draw is wrong.
+    assert unseen.mean == pytest.approx([float(means[0])], rel=1e-3)
+
+
+def _log_density(model, draws, row, beta):
+    return model.law(parameters={name: value[row] for name, value in draws.items()}).log_prob(beta)[None]
+
+
+def test_weighted_sums_of_numbers_far_apart():
+    """The largest term may be the product of a share and a density that are both out of range."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.randn(6, 5, generator=generator, dtype=torch.float64) * number(1, 100, 300, 1000, 5000, 1)[:, None]
+    population = torch.randn(5, 40, generator=generator, dtype=torch.float64) * 2000
+    population[:, 3] = -torch.inf
+    expected = torch.logsumexp(shares[:, :, None] + population, 1)
+    torch.testing.assert_close(_log_weighted_sums(shares, population), expected, rtol=1e-12, atol=1e-9)
+
+
+class HalfCauchyStrength(StrengthModel):
+    """A user's family: no mean, no variance."""
+
+    def __init__(self, scale=0.5):
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(scale, dtype=torch.float64), constraints.positive)
+
+    def forward(self, context=None):
+        return dist.HalfCauchy(self.scale)
+
+
+HEAVY = {
+    "inverse_gamma": (
+        lambda: InverseGammaStrength(concentration=3.0, rate=1.0),
+        {"concentration": number(0.4, 1.5, 4.0), "rate": number(0.5, 1.0, 2.0)},
+    ),
+    "log_logistic": (
+        lambda: LogLogisticStrength(scale=1.0, concentration=3.0),
+        {"scale": number(0.5, 1.0, 2.0), "concentration": number(0.5, 1.5, 4.0)},
+    ),
+    "half_cauchy": (HalfCauchyStrength, {"scale": number(0.2, 1.0, 3.0)}),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_laws_without_a_mean(name, people):
+    """Quantiles exist, and so do the probabilities of choices."""
+    family, draws = HEAVY[name]
+    twin = family().with_priors()
+    law = twin.law(parameters={key: value[:, None] for key, value in draws.items()})
+    before = torch.get_rng_state()
+    grid = make_grid(law)
+    assert torch.equal(before, torch.get_rng_state())
+    assert grid.strength.shape[0] > 100
+    middle = (grid.weight * (grid.strength <= quantile(law, 0.5))).sum(1)
+    assert middle.numpy() == pytest.approx([0.5] * 3, abs=0.06)  # a node is as wide
+    choices = as_choices(people[0], annotator=people[1])
+    found = ConditionalStrengths(twin, draws, choices, seen=True)
+    u = torch.linspace(-90, 150, 40_001, dtype=torch.float64)
+    mass = torch.cat([_log_density(twin, draws, s, u.exp()) for s in range(3)]).add(u).exp()
+    levels = (0.1, 0.5, 0.8)
+    quantiles = np.stack([found.quantile(q) for q in levels])
+    for person in range(choices.num_annotators):
+        h = choices.margins[choices.annotator == person]
+        joint = mass * torch.nn.functional.logsigmoid(torch.outer(h, u.exp())).sum(0).exp()
+        cumulative = (joint / joint.sum(1, keepdim=True)).mean(0).cumsum(0)
+        exact = u[torch.searchsorted(cumulative, number(*levels))]
+        assert np.log(quantiles[:, person]) == pytest.approx(exact.numpy(), abs=0.03)
 
 
 def test_prediction_of_a_known_person_is_a_ratio_of_panel_probabilities(people):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pluralpref.diagnostics.families import describe_family
+from pluralpref.errors import IdentificationWarning
 from pluralpref.inference.arviz_data import convergence
 from pluralpref.inference.choices import as_choices
 from pluralpref.inference.global_state import borrowed_state, child_seed
 from pluralpref.inference.interpolated_likelihood import interpolate_choices
-from pluralpref.inference.marginal import log_marginal
+from pluralpref.inference.marginal import MonteCarlo, Quadrature, log_marginal
+from pluralpref.inference.posterior_checks import check_identification
 from pluralpref.inference.posterior_coordinates import Coordinates, _fit_parabola
-from pluralpref.inference.posterior_problem import PosteriorProblem
+from pluralpref.inference.posterior_draws import PosteriorDraws
+from pluralpref.inference.posterior_problem import PosteriorProblem, _fixed_seed
+from pluralpref.inference.strength_grid import make_grid
 from pluralpref.models import GammaStrength, LogNormalStrength
+from pluralpref.models.quantiles import quantile
 
 
 @pytest.mark.parametrize("family", [LogNormalStrength, GammaStrength])
@@ -99,6 +108,97 @@ def test_borrowed_state_gives_back_after_an_error():
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """The states of two CUDA devices' generators, which ``torch.manual_seed`` would seed."""
+    states = {0: "a", 1: "b"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: states.update({0: seed, 1: seed}))
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    return states
+
+
+class Plain(dist.Exponential):
+    """A law with neither quantile function nor cdf."""
+
+    def icdf(self, value):
+        raise NotImplementedError
+
+    def cdf(self, value):
+        raise NotImplementedError
+
+
+def borrow():
+    with borrowed_state(3):
+        torch.rand(3)
+
+
+def predict_by_draws():
+    with _fixed_seed():
+        torch.rand(3)
+
+
+LAW = dist.StudentT(torch.tensor(4.0).double(), torch.tensor(1.0).double())
+SEEDED = {
+    "borrowed state": borrow,
+    "quantile": lambda: quantile(Plain(torch.tensor(2.0)), 0.5),
+    "quadrature": lambda: log_marginal(LAW, torch.ones(3, dtype=torch.float64), Quadrature()),
+    "seeded draws": lambda: log_marginal(LAW, torch.ones(3, dtype=torch.float64), MonteCarlo(16, seed=1)),
+    "common draws": predict_by_draws,
+    "facts": lambda: describe_family("gamma", GammaStrength()),
+    "grid": lambda: make_grid(dist.HalfCauchy(torch.ones(2, 1, dtype=torch.float64))),
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_generators_of_all_devices_are_left_as_they_were(name, two_devices):
+    before = torch.get_rng_state()
+    SEEDED[name]()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert two_devices == {0: "a", 1: "b"}
+
+
+# -- whether the spread was learned -----------------------------------------------------------------------------------
+
+MANY = as_choices(torch.linspace(-2, 2, 60, dtype=torch.float64), annotator=[i // 2 for i in range(60)])
+WIDE = np.geomspace(0.1, 10, 1000)[None]
+
+
+def reasons(posterior, prior):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IdentificationWarning)
+        return check_identification(MANY, posterior, prior, False)
+
+
+@pytest.mark.parametrize("missing", [np.inf, np.nan])
+def test_identification_where_some_laws_have_no_variance(missing):
+    """Most draws of the prior have no cv: a posterior like it has learned nothing, a narrow one has."""
+    prior = np.where(np.arange(1000) % 3 == 0, WIDE, missing)
+    (reason,) = reasons(prior[:, ::-1], prior)
+    assert reason.startswith("the posterior of beta_cv / (1 + beta_cv) (beta has no variance under some draws) is 100%")
+    assert reasons(np.full((1, 50), 0.5) + np.linspace(0, 0.1, 50), prior) == []
+    (reason,) = reasons(WIDE, np.full((1, 100), missing))
+    assert "whether the choices say anything about heterogeneity can't be seen from beta_cv" in reason
+
+
+def test_identification_where_all_laws_have_a_variance():
+    (reason,) = reasons(WIDE, WIDE)
+    assert reason.startswith("the posterior of beta_cv is 100% as wide as its prior")
+    assert reasons(1 + WIDE / 1000, WIDE) == []
+    # A few infinite draws in the tail change nothing.
+    tail = np.where(np.arange(1000) > 950, np.inf, WIDE)
+    assert reasons(tail, tail)[0].startswith("the posterior of beta_cv is 100%")
+
+
+@pytest.mark.parametrize(("cv", "spread"), [(0.0, False), (np.nan, True), (np.inf, True), (0.5, True), (-0.5, True)])
+def test_a_spread_that_is_not_a_number_is_one(cv, spread):
+    draws = PosteriorDraws.__new__(PosteriorDraws)
+    draws._prior = {"beta_cv": np.full((1, 5), cv)}
+    assert draws.has_spread is spread
 
 
 def test_r_hat_of_one_chain_compares_its_halves():

@@ -9,11 +9,16 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForCausalLM,
+    RobertaForSequenceClassification,
 )
 
 from pluralpref.data import PreferenceCollator
 from pluralpref.errors import ConfigError, UnsupportedError
 from pluralpref.likelihood import NO_REFERENCE, is_reward_model, pair_logps, score_margins
+from pluralpref.likelihood.causal_lm import own_logits
+from pluralpref.likelihood.reward import pair_rewards
 
 SIZES = {"vocab_size": 60, "num_labels": 1, "pad_token_id": 0}
 
@@ -32,7 +37,14 @@ def bert():
     return BertForSequenceClassification(BertConfig(**SIZES, **sizes))
 
 
-MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
+def roberta(kind=RobertaForSequenceClassification, **options):
+    """Counts positions from the padding token's id + 1."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    # Positions that matter beside rounding, which those of a freshly built model hardly do.
+    return kind(RobertaConfig(**{**SIZES, **options}, **sizes, initializer_range=0.5))
+
+
+MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert, "roberta": roberta}
 
 
 def make(name):
@@ -56,6 +68,46 @@ def test_rewards_are_the_models_own(name):
         for side, reward in (("chosen_ids", found.chosen), ("rejected_ids", found.rejected)):
             expected = model(torch.tensor([pair["prompt_ids"] + pair[side]])).logits[0, 0]
             assert float(reward[i].detach()) == pytest.approx(float(expected.detach()), abs=2e-6)
+
+
+def padded(texts, fill, left):
+    """(ids, mask), padded with ``fill`` on one side."""
+    width = max(map(len, texts))
+    ids, mask = [], []
+    for text in texts:
+        blank = width - len(text)
+        ids.append([fill] * blank + text if left else text + [fill] * blank)
+        mask.append([0] * blank + [1] * len(text) if left else [1] * len(text) + [0] * blank)
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("name", MODELS)
+def test_rewards_whichever_side_is_padded(name, left):
+    """With the model's own padding token or another one."""
+    model = make(name)
+    texts = [pair["prompt_ids"] + pair["chosen_ids"] for pair in rows()]
+    expected = torch.cat([model(torch.tensor([text])).logits[:, 0] for text in texts])
+    for fill in (0, 7):
+        ids, mask = padded(texts, fill, left)
+        found = pair_rewards(model, {"input_ids": ids, "attention_mask": mask})
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_positions_of_a_padding_token_within_a_text_are_the_models_own(left):
+    """Models of RoBERTa's kind don't count it, be they classifiers or decoders."""
+    torch.manual_seed(0)
+    texts = [[5, 6, 3, 8, 9], [4, 3, 7]]
+    reward = roberta(pad_token_id=3).eval()
+    decoder = roberta(RobertaForCausalLM, is_decoder=True, pad_token_id=3).eval()
+    ids, mask = padded(texts, 3, left)
+    rewards = pair_rewards(reward, {"input_ids": ids, "attention_mask": mask})
+    logits = own_logits(decoder, ids, mask)
+    for i, text in enumerate(texts):
+        alone = torch.tensor([text])
+        torch.testing.assert_close(rewards[i].float(), reward(alone).logits[0, 0], rtol=0, atol=2e-6)
+        torch.testing.assert_close(logits[i][mask[i].bool()], decoder(alone).logits[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_text_that_ends_with_the_padding_token():

@@ -5,7 +5,10 @@ import json
 import pickle
 import subprocess
 import sys
+from typing import ClassVar
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -17,12 +20,18 @@ from torch.distributions import constraints
 
 from pluralpref.errors import ConfigError, DataError, UnsupportedError
 from pluralpref.models import (
+    CovariateStrength,
     FixedStrength,
     GammaStrength,
+    GroupStrength,
+    LatentClassStrength,
     LogNormalStrength,
+    MixtureStrength,
+    OpposedStrength,
     PreferenceModel,
     StrengthModel,
     make_strength,
+    quantiles,
 )
 
 
@@ -109,6 +118,29 @@ def test_quantile_of_a_users_family():
     before = torch.random.get_rng_state()
     assert strength.quantile(0.7).item() == pytest.approx(scipy.stats.weibull_min(2.0, scale=0.1).ppf(0.7), rel=0.02)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+class Elsewhere(dist.Exponential):
+    """A law on another device that writes down where the quantile's numbers are."""
+
+    seen: ClassVar[list] = []
+
+    def icdf(self, value):
+        raise NotImplementedError
+
+    def cdf(self, value):
+        self.seen.append((value.device.type, value.dtype))
+        raise NotImplementedError
+
+
+def test_quantiles_are_worked_out_where_the_law_is(monkeypatch):
+    monkeypatch.setattr(quantiles, "is_nonnegative", lambda law: True)
+    # The check of the level needs its value, which a tensor on meta doesn't have.
+    monkeypatch.setattr(torch.Tensor, "all", lambda self, *_, **__: True)
+    Elsewhere.seen.clear()
+    law = Elsewhere(torch.ones(2, device="meta", dtype=torch.float64), validate_args=False)
+    assert quantiles.quantile(law, 0.5).device.type == "meta"
+    assert Elsewhere.seen == [("meta", torch.float64)]
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, float("nan")])
@@ -214,6 +246,36 @@ def test_default_priors():
         NegativeStrength().default_priors()
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: GroupStrength(["a", "b"], scale=dist.HalfNormal(f64(1.0))),
+        lambda: MixtureStrength([GammaStrength(), LogNormalStrength()], shares=dist.Dirichlet(torch.ones(2))),
+        lambda: LogNormalStrength(dist.Uniform(f64(0.1), f64(1.0)), dist.LogNormal(f64(0.0), f64(1.0))),
+        lambda: OpposedStrength(GroupStrength(3)),
+    ],
+)
+def test_priors_move_with_their_module(build):
+    """A guide and the law would otherwise mix devices; dtypes stay."""
+    strength = build()
+    before = strength.priors()
+    assert all(strength.to("cpu").priors()[name] is prior for name, prior in before.items())
+    strength.to("meta")
+    for name, prior in strength.priors().items():
+        old = before[name]
+        assert type(prior) is type(old)
+        assert prior.mean.device.type == "meta"
+        assert old.mean.device.type == "cpu"
+        assert (prior.mean.dtype, prior.batch_shape, prior.event_shape) == (
+            old.mean.dtype,
+            old.batch_shape,
+            old.event_shape,
+        )
+        support = prior.support
+        bounds = [getattr(support, side) for side in ("lower_bound", "upper_bound") if hasattr(support, side)]
+        assert all(bound.device.type == "meta" for bound in bounds if isinstance(bound, torch.Tensor))
+
+
 def test_with_priors_copies():
     strength = GammaStrength(mean=0.2, cv=0.5)
     given = dist.LogNormal(-3.0, 0.1)
@@ -271,6 +333,42 @@ def test_priors_are_saved(tmp_path):
     assert (priors["beta_mean"].loc.item(), priors["beta_mean"].scale.item()) == (-1.0, 0.5)
     assert isinstance(priors["beta_cv"], dist.HalfNormal)
     assert priors["beta_cv"].scale.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LogNormalStrength(mean=np.float32(0.1), cv=np.float64(0.5)),
+        lambda: LogNormalStrength(mean=np.array(0.1)),
+        lambda: LatentClassStrength(values=np.array([0.1, 0.3]), shares=np.array([0.25, 0.75])),
+        lambda: LatentClassStrength(0.1, 0.5, num_classes=3),
+        lambda: GroupStrength(np.array(["DE", "FR"])),
+        lambda: GroupStrength(pd.Series(["DE", "FR", "DE"]).unique(), scale=np.float32(0.5)),
+        lambda: GroupStrength({"age": pd.Series([1, 2]), "land": pd.Index(["a", "b"])}, scale=pd.Series([0.1, 0.2])),
+        lambda: CovariateStrength(pd.DataFrame({"x": [1.0], "y": [2.0]}).columns),
+        lambda: MixtureStrength([GammaStrength(), LogNormalStrength()], shares=dist.Dirichlet(torch.ones(2))),
+    ],
+)
+def test_what_is_accepted_is_saved(build, tmp_path):
+    """NumPy's numbers and arrays, pandas' columns, and priors of vectors."""
+    strength = build()
+    strength.save_pretrained(tmp_path)
+    loaded = StrengthModel.from_pretrained(tmp_path)
+    assert repr(loaded) == repr(strength)
+    assert loaded.context_columns == strength.context_columns
+    assert loaded.parameter_coords() == strength.parameter_coords()
+    state = strength.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    assert len(loaded.state_dict()) == len(state)
+    for name, prior in strength.priors().items():
+        torch.testing.assert_close(loaded.priors()[name].mean, prior.mean.double())
+        assert loaded.priors()[name].event_shape == prior.event_shape
+
+
+def test_a_prior_with_several_names_for_an_argument_is_refused(tmp_path):
+    prior = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    with pytest.raises(ConfigError, match=r"(?s)mean=.* can't be saved as JSON"):
+        LogNormalStrength(mean=prior).save_pretrained(tmp_path)
 
 
 def test_a_users_family_is_loaded_through_its_own_class(tmp_path):

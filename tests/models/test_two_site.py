@@ -52,6 +52,21 @@ def test_params_live_in_the_module():
     assert one.law().base_dist.loc.unique().item() == -1.0
 
 
+def test_the_model_is_looked_at_where_its_parameters_are():
+    """Also after the trainer moved them to another device."""
+    seen = []
+
+    def model(margins, preferred=None):
+        seen.append((margins.device.type, preferred.device.type))
+        pyro.param("loc", torch.tensor(-2.0))
+        if margins.device.type == "cpu":
+            two_sites(margins, preferred)
+
+    strength = TwoSiteModel(model).to("meta")
+    strength._trace_once()
+    assert seen == [("cpu", "cpu"), ("meta", "meta")]
+
+
 def test_moments_and_quantiles():
     model = TwoSiteModel(two_sites)
     assert model.mean.item() == pytest.approx(math.exp(-2 + 0.125))

@@ -26,6 +26,7 @@ from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from pluralpref.distributions import MixtureGeneral
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import NumericsWarning, UnsupportedError
 from pluralpref.inference.marginal.dispatch import Quadrature, register_marginal, register_panel_marginal
 from pluralpref.inference.marginal.panel import PanelProblem
@@ -155,8 +156,7 @@ def make_rule(law: Distribution, tests: LogLikelihood, method: Quadrature, steep
     :warns NumericsWarning: if ``max_nodes`` aren't enough.
     """
     with torch.no_grad():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+        with generators_kept(_SEED):
             drawn = law.sample(torch.Size([_SAMPLES]))
         transform = _coordinate(law, drawn, steepest)
         # A density computed in float32 has no more digits than that.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pluralpref.distributions.generators import generators_kept
 from pluralpref.errors import UnsupportedError
 from pluralpref.inference.marginal.dispatch import MonteCarlo, unwrap_law
 
@@ -42,8 +43,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with generators_kept(seed):
         yield
 
 
