@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+
 from pluralpref.errors import DataError
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a label is missing: ``None``, nan, or text of white space only, which is what CSV files have for it."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """Whether a label is missing: ``None``, nan, pandas' ``NA``, or text of white space only, as CSV files have for it."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value is pd.NA or bool(value != value)
 
 
 def refuse_blank_labels(name: str, values: Iterable[Any]) -> None:

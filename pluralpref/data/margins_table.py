@@ -91,9 +91,7 @@ def write_margins(path: str | os.PathLike[str], table: MarginsTable) -> None:
             columns[name] = getattr(table, name).numpy()
     columns.update({name: np.asarray(v) if isinstance(v, Tensor) else list(v) for name, v in table.groups.items()})
     arrow = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(table.metadata).encode()})
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(target) as partial:
+    with written_aside(path) as partial:
         pyarrow.parquet.write_table(arrow, partial)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from pluralpref.data.labels import is_blank
 from pluralpref.errors import ConfigError, DataError
 
 #: The name of a label that isn't there: a value of its own, shown beside the others.
@@ -16,9 +16,7 @@ MISSING = "missing"
 
 def is_missing(values: Any) -> np.ndarray:
     """Which labels are ``None``, NaN, or text without a letter; (rows,) bool."""
-    column = pd.Series(list(values), dtype=object)
-    blank = column.map(lambda value: isinstance(value, str) and not value.strip())
-    return (column.isna() | blank).to_numpy(dtype=bool)
+    return np.fromiter(map(is_blank, values), dtype=bool)
 
 
 def group_labels(values: Any) -> np.ndarray:

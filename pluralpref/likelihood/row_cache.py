@@ -79,7 +79,6 @@ class RowCache:
         if self.path is None or self.values is None:
             return
         start = time.monotonic()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(self.path) as partial:
             save_file({"values": self.values, "known": self.known}, partial)
         self._written, self._changed = time.monotonic(), False

@@ -14,18 +14,16 @@ from pluralpref.models import StrengthModel
 
 
 @pytest.fixture
-def workplace(tmp_path, tiny_llama, tiny_tokenizer):
+def workplace(tmp_path, make_workplace):
     """A folder with a model and two files of pairs."""
-    tiny_llama(0).save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    files = {}
     for name, start in (("train", 0), ("held_out", 100)):
         rows = [
             {"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "annotator": f"p{i % 4}"}
             for i in range(start, start + 24)
         ]
-        rows.append({"prompt": "q", "chosen": "same", "rejected": "same", "annotator": "p0"})
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+        files[name] = [*rows, {"prompt": "q", "chosen": "same", "rejected": "same", "annotator": "p0"}]
+    return make_workplace(tmp_path, **files)
 
 
 def train_arguments(folder, *more):

@@ -16,19 +16,16 @@ pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, tiny_llama, tiny_tokenizer):
+def workplace(tmp_path_factory, make_workplace):
     """A folder with a model and two files of pairs."""
-    folder = tmp_path_factory.mktemp("em-dpo")
-    tiny_llama(0).save_pretrained(folder / "model")
-    tiny_tokenizer.save_pretrained(folder / "model")
+    files = {}
     for name, start in (("train", 0), ("held_out", 100)):
         rows = [
             {"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "annotator": f"p{i % (4 + start // 50)}"}
             for i in range(start, start + 12)
         ]
-        rows.append({"prompt": "q", "chosen": "same", "rejected": "same", "annotator": "p0"})
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+        files[name] = [*rows, {"prompt": "q", "chosen": "same", "rejected": "same", "annotator": "p0"}]
+    return make_workplace(tmp_path_factory.mktemp("em-dpo"), **files)
 
 
 def arguments(folder, *more):

@@ -15,17 +15,13 @@ pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, tiny_llama, tiny_tokenizer):
+def workplace(tmp_path_factory, make_workplace):
     """A finished run of two classes, and prompts."""
-    folder = tmp_path_factory.mktemp("mmra")
-    tiny_llama(0).save_pretrained(folder / "model")
-    tiny_tokenizer.save_pretrained(folder / "model")
     rows = [
         {"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "annotator": f"p{i % 4}"} for i in range(12)
     ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = [{"prompt": f"q{i}"} for i in range(5)] + [{"prompt": " "}, {"prompt": "longer than the others are"}]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    folder = make_workplace(tmp_path_factory.mktemp("mmra"), train=rows, prompts=prompts)
     arguments = [
         "--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "train.jsonl"),
         "--output_dir", str(folder / "run"), "--num_classes", "2", "--iterations", "1", "--beta", "0.5",

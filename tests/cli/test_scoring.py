@@ -10,13 +10,10 @@ from pluralpref.data import read_margins
 
 
 @pytest.fixture
-def workplace(tmp_path, tiny_llama, tiny_tokenizer):
+def workplace(tmp_path, make_workplace):
     """A folder with a model and pairs."""
-    tiny_llama(0).save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"prompt": f"question {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(12)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    return make_workplace(tmp_path, pairs=rows)
 
 
 def train(folder, *more):

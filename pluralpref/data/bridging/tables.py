@@ -72,7 +72,6 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> 
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise ConfigError(f"{target}: the name must end in {' or '.join(SUFFIXES)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(target) as partial:
         if target.suffix == ".parquet":
             pyarrow.parquet.write_table(pa.Table.from_pylist(list(rows)), partial)

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
+from pluralpref.data.labels import is_blank
 from pluralpref.data.load import BUILDERS
 from pluralpref.data.sets.prism_people import GROUPS
 from pluralpref.data.sets.source import Hub, check_schema, is_hub_name, read_table
@@ -85,14 +86,9 @@ def _put_together(utterances: Dataset) -> Dataset:
         for number, row in enumerate(utterances.select_columns([column])):
             if row[column] in (None, ""):
                 raise DataError(f"row {number}: column {column!r} is empty: the utterance belongs to no turn")
-    for column in ("if_chosen", "included_in_balanced_subset"):
-        for number, row in enumerate(utterances.select_columns([column])):
-            _flag(row[column], f"row {number}: column {column!r}")
-    table = utterances.select_columns(list(_UTTERANCE_COLUMNS))
-    for column in ("turn", "within_turn_id"):
-        if table.features[column].dtype != "int64":  # text in CSV files, in which 10 would come before 2
-            table = table.cast_column(column, Value("int64"))
-    ordered = table.sort(["conversation_id", "turn", "within_turn_id"])
+    ordered = _typed(utterances.select_columns(list(_UTTERANCE_COLUMNS))).sort(
+        ["conversation_id", "turn", "within_turn_id"]
+    )
     return Dataset.from_generator(_conversations, features=_FEATURES, gen_kwargs={"utterances": ordered})
 
 
@@ -104,19 +100,24 @@ def _conversations(utterances: Dataset) -> Iterator[dict[str, Any]]:
             first = first or row
             if not history or history[-1]["turn"] != row["turn"]:
                 history.append(dict.fromkeys(_HISTORY_FIELDS) | _item(row, "user", row["user_prompt"]))
-            judged = {
-                "score": _number(row["score"]),
-                "if_chosen": _flag(row["if_chosen"]),
-                "within_turn_id": row["within_turn_id"],
-            }
+            judged = {name: row[name] for name in ("score", "if_chosen", "within_turn_id")}
             history.append(judged | _item(row, "model", row["model_response"]))
-        balanced = _flag(first["included_in_balanced_subset"])
-        plain = {name: first[name] for name in ("conversation_id", "user_id", "conversation_type")}
-        yield plain | {"included_in_balanced_subset": balanced, "conversation_history": history}
+        yield {name: first[name] for name in CONVERSATION_COLUMNS if name in first} | {"conversation_history": history}
 
 
-def _flag(value: Any, where: str = "") -> bool | None:
-    """A truth value, also of a CSV file, where any text would count as true."""
+def _typed(table: Dataset) -> Dataset:
+    """Numbers and truth values as such, which are text in CSV files: there 10 comes before 2, and any flag counts as true."""
+    for column in ("turn", "within_turn_id"):
+        if table.features[column].dtype != "int64":
+            table = table.cast_column(column, Value("int64"))
+    for column, read in (("if_chosen", _flag), ("included_in_balanced_subset", _flag), ("score", _number)):
+        if table.features[column].dtype not in ("bool", "float64", "null"):
+            values = [read(value, f"row {row}: column {column!r}") for row, value in enumerate(table[column])]
+            table = table.remove_columns(column).add_column(column, values)
+    return table
+
+
+def _flag(value: Any, where: str) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     known = {"true": True, "false": False, "": None}
@@ -126,8 +127,13 @@ def _flag(value: Any, where: str = "") -> bool | None:
     return known[text]
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None or (isinstance(value, str) and not value.strip()) else float(value)
+def _number(value: Any, where: str) -> float | None:
+    if is_blank(value):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise DataError(f"{where} is {value!r}; expected a number") from None
 
 
 def _item(row: Mapping[str, Any], role: str, content: Any) -> dict[str, Any]:

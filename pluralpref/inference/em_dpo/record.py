@@ -68,7 +68,6 @@ class RunRecord:
 
     def write(self, output_dir: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all; makes the folder."""
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
         with written_aside(Path(output_dir) / RECORD_NAME) as partial:
             partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
 
